@@ -1,0 +1,33 @@
+# make demo   the main job on a generated scene        make test   the tests
+# make lint   style, types, import contracts           make bench  the benchmarks, with their figures
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: demo test lint bench install
+
+demo: install
+	$(BIN)/geoseg demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python tests/benchmarks/end_to_end.py
+	$(BIN)/python tests/benchmarks/memory.py
+
+install: $(STAMP)
+
+# The pip module and constraints.txt: with torch pinned the CPU build is taken where one is at hand.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.installed-*
+	touch $@

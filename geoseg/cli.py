@@ -1,0 +1,188 @@
+"""The command line: a few lines for each command; what is heavy is imported inside them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from geoseg import __version__
+
+
+class _Group(click.Group):
+    """Turns errors of ours into one sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from geoseg.errors import GeosegError
+
+        try:
+            return super().invoke(ctx)
+        except GeosegError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"geoseg: {error}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("geoseg: interrupted; what is finished stays, the same command goes on from there", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="geoseg")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+def main(debug: bool) -> None:
+    """Roads and buildings from imagery, at any scale.
+
+    \b
+      geoseg demo                           see it work: no bucket, no GPU, about a minute
+      geoseg check scene.tif                what geoseg sees in a file, and what it would refuse
+      geoseg predict scene.tif --out out    masks of a file, a folder, a glob or s3://bucket/prefix
+      geoseg verify out                     read everything published again and check it
+
+    Exit codes: 0 done, 1 some scenes failed, 2 usage or config, 3 nothing readable, 4 access denied, 5 another run
+    holds the output, 130 interrupted.
+    """
+    del debug
+
+
+def _numbers(kind: type) -> Any:
+    def parse(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        del ctx
+        if value is None:
+            return None
+        try:
+            return tuple(kind(part) for part in value.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"wants numbers with commas between them, got {value!r}", param=param) from error
+
+    return parse
+
+
+def _resolution(ctx: click.Context, param: click.Parameter, value: str | None) -> str | float | None:
+    del ctx
+    if value in (None, "bundle", "native"):
+        return value
+    try:
+        return float(value or "")
+    except ValueError as error:
+        raise click.BadParameter("wants 'bundle', 'native' or metres", param=param) from error
+
+
+_HOW_TO_READ = (
+    click.option("--bundle", help="Bundle to run: a name or a URI.  [default: roads-buildings]"),
+    click.option("--bands", callback=_numbers(int), help="Bands to take for the bundle's, from 1: 4,3,2."),
+    click.option("--scale", callback=_numbers(float), help="Raw values for the ends of the bundle's range: 0,2047."),
+    click.option("--resolution", callback=_resolution, help="'bundle', 'native' or metres.  [default: bundle]"),
+    click.option("--assume-crs", help="CRS of scenes that name none: EPSG:25832."),
+    click.option("--nodata", type=float, help="Nodata value of scenes that name none."),
+    click.option("--sidecar-mask", is_flag=True, default=None, help="Allow <scene>.msk to say which pixels are valid."),
+    click.option("--aoi", help="GeoJSON file of polygons; outside them the mask is nodata."),
+)
+
+
+def _how_to_read(command: Any) -> Any:
+    for option in reversed(_HOW_TO_READ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("scenes", nargs=-1)
+@click.option("--out", help="Folder or prefix for masks and items.")
+@click.option("--config", type=click.Path(dir_okay=False), help="Job file (TOML); options here overrule it.")
+@_how_to_read
+@click.option("--probabilities", is_flag=True, default=None, help="Also publish the probability of each class.")
+@click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
+@click.option("--batch", type=int, help="Windows per forward pass.")
+@click.option("--workers", type=int, help="Workers of the cluster.")
+@click.option("--address", help="Ray cluster to use; without one a private Ray is started when needed.")
+@click.option("--engine", type=click.Choice(["auto", "local", "ray"]), help="A plain loop or Ray.  [default: auto]")
+@click.option("--read", type=click.Choice(["actor", "tasks"]), help="Read in the workers or in tasks before them.")
+@click.option("--plan", is_flag=True, help="Tell what would be done; write nothing.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def predict(
+    scenes: tuple[str, ...], out: str | None, config: str | None, plan: bool, quiet: bool, **options: Any
+) -> None:
+    """Predict masks for SCENES (files, folders, globs, prefixes, or a .txt list) and publish them."""
+    from geoseg.config import load_job
+    from geoseg.run import plan_job, run_job
+
+    job = load_job(config, _sections(options, scenes=list(scenes) or None, out=out))
+    if plan:
+        for line in plan_job(job).lines():
+            click.echo(line)
+        return
+    report = run_job(job, quiet=quiet)
+    for scene in report.scenes:
+        told = scene.sentence or scene.mask
+        click.echo(f"{scene.status}: {scene.id}" + (f": {told}" if told else ""))
+    click.echo(report.summary(), err=True)
+    sys.exit(report.exit_code)
+
+
+def _sections(options: dict[str, Any], **top: Any) -> dict[str, Any]:
+    from geoseg.config import ClusterConfig
+
+    cluster = {key: options.pop(key) for key in list(options) if key in ClusterConfig.model_fields}
+    return {**top, "bundle": options.pop("bundle", None), "predict": options, "cluster": cluster}
+
+
+@main.command()
+@click.argument("scenes", nargs=-1, required=True)
+@_how_to_read
+def check(scenes: tuple[str, ...], **options: Any) -> None:
+    """Tell what geoseg sees in SCENES and what it would refuse; reads headers alone."""
+    from geoseg.config import load_job
+    from geoseg.run import check_job
+
+    checked = check_job(load_job(None, _sections(options, scenes=list(scenes), out=".")))
+    for told in checked:
+        click.echo(told.text)
+    refused = sum(told.refused for told in checked)
+    sys.exit(0 if not refused else 1 if refused < len(checked) else 3)
+
+
+@main.command()
+@click.argument("out")
+def verify(out: str) -> None:
+    """Read every object published under OUT again and check it against its item."""
+    from geoseg.predict.verify import verify_output
+
+    result = verify_output(out)
+    for sentence in result.faults:
+        click.echo(f"fault: {sentence}")
+    click.echo(result.summary())
+    sys.exit(1 if result.faults else 0)
+
+
+@main.command()
+@click.option("--out", default="demo-out", show_default=True, help="Folder for the scene, its mask and the picture.")
+@click.option("--size", default=2048, show_default=True, help="Side of the generated scene in pixels.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the generated scene.")
+def demo(out: str, size: int, seed: int) -> None:
+    """Generate a scene, predict it on Ray, and show image, mask and truth side by side."""
+    from geoseg.demo import run_demo
+
+    for line in run_demo(out, size=size, seed=seed):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("uris", nargs=-1)
+def doctor(uris: tuple[str, ...]) -> None:
+    """Check this machine, and read and write access to URIS."""
+    from geoseg.doctor import examine
+
+    findings = examine(uris)
+    for finding in findings:
+        click.echo(f"{'ok  ' if finding.ok else 'FAIL'} {finding.text}")
+    sys.exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command("config-schema")
+def config_schema() -> None:
+    """Print the JSON Schema of a job file."""
+    from geoseg.config import job_schema
+
+    click.echo(job_schema())

@@ -1,0 +1,1 @@
+"""The only folder that imports Ray: it moves data between the steps of ``predict`` and adds none of its own."""

@@ -1,0 +1,142 @@
+"""Settings as values: TOML in, checked objects out; an unknown key is an error that names the likely one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from geoseg.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_T = TypeVar("_T", bound=BaseModel)
+DEFAULT_BUNDLE = "roads-buildings"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PredictConfig(_Section):
+    """What decides the pixels of a mask, and how large the pieces of work are (which does not).
+
+    ``resolution``: ``bundle`` reads a scene at the bundle's pixel size unless it is within a factor 1.5 of it,
+    ``native`` at the scene's own, a number at that many metres. ``bands``: places of the bundle's bands in the scene,
+    counted from 1. ``scale``: raw values that correspond to the ends of the bundle's value range, for scenes of another
+    dtype. ``aoi``: URI of a GeoJSON file; outside its polygons the mask is nodata. ``window``: side of a write window in
+    pixels of the scene. ``batch``: windows per forward pass.
+    """
+
+    resolution: Literal["bundle", "native"] | Annotated[float, Field(gt=0)] = "bundle"
+    bands: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    scale: tuple[float, float] | None = None
+    nodata: float | None = None
+    assume_crs: str | None = None
+    sidecar_mask: bool = False
+    aoi: str | None = None
+    probabilities: bool = False
+    window: Literal[512, 1024, 2048, 4096, 8192] | None = None
+    batch: Annotated[int, Field(ge=1, le=256)] | None = None
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_rises(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not scale[0] < scale[1]:
+            raise ValueError(f"scale must be two rising values, got {scale[0]} and {scale[1]}")
+        return scale
+
+    def pixel_settings(self) -> dict[str, Any]:
+        """The settings that change pixels, for the fingerprint; window and batch are not among them."""
+        return self.model_dump(mode="json", exclude={"window", "batch", "aoi"})
+
+
+class ClusterConfig(_Section):
+    """Where the work runs.
+
+    ``engine``: ``local`` is a plain loop, ``ray`` a Ray Data chain, ``auto`` takes the loop for small work without an
+    ``address``. ``workers``: device actors. ``read``: ``actor`` reads pixels where they are used, ``tasks`` on CPU tasks
+    before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker.
+    ``object_store_mib``: ceiling for what the chain keeps in Ray's object store. ``max_restarts``: of one actor.
+    """
+
+    engine: Literal["auto", "local", "ray"] = "auto"
+    address: str | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
+    read: Literal["actor", "tasks"] = "actor"
+    read_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    object_store_mib: Annotated[int, Field(ge=64)] = 512
+    max_restarts: Annotated[int, Field(ge=0)] = 4
+
+
+class Job(_Section):
+    """A whole prediction: which scenes, which bundle, where to, and how."""
+
+    scenes: Annotated[tuple[str, ...], Field(min_length=1)]
+    out: str
+    bundle: str = DEFAULT_BUNDLE
+    predict: PredictConfig = PredictConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def load_job(path: str | None, overrides: dict[str, Any]) -> Job:
+    """The job of a TOML file (or none) with the command line's values on top. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: there is no such file") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+    for key, value in overrides.items():
+        if isinstance(value, dict):
+            section = values.setdefault(key, {})
+            section.update({k: v for k, v in value.items() if v is not None})
+        elif value is not None:
+            values[key] = value
+    return check(Job, values, where=path or "the command line")
+
+
+def check(model: type[_T], values: dict[str, Any], *, where: str) -> _T:
+    """``values`` as a ``model``; a ConfigError says in one sentence which key is wrong and what was wanted."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(
+            str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained", "float"))
+        )
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(model), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{where}: there is no setting {place!r}{hint}") from error
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}: the setting {place!r} is missing") from error
+        raise ConfigError(f"{where}: {place}: {first['msg']}, got {_short(first['input'])}") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _known_keys(model: type[BaseModel]) -> list[str]:
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation)
+    return keys
+
+
+def job_schema() -> str:
+    """The JSON Schema of a job file, indented."""
+    return json.dumps(Job.model_json_schema(), indent=2)

@@ -1,0 +1,1 @@
+"""From scenes to published masks, step by step; joins raster and model, knows no Ray."""

@@ -1,0 +1,40 @@
+"""Bundles by name or URI: the ones that come with geoseg, and any folder or prefix with the two files."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import geoseg.model
+from geoseg.errors import BundleError
+from geoseg.model.bundle import DESCRIPTION_NAME, WEIGHTS_NAME, Bundle
+from geoseg.raster import store
+
+_SHIPPED = Path(geoseg.model.__file__).parent / "bundles"
+
+
+def shipped_bundles() -> list[str]:
+    """Names of the bundles that come with geoseg."""
+    return sorted(path.name for path in _SHIPPED.iterdir() if (path / DESCRIPTION_NAME).exists())
+
+
+@lru_cache(maxsize=4)
+def load_bundle(uri: str) -> Bundle:
+    """The bundle of a shipped name, a folder or a prefix. Raises BundleError, AccessDeniedError, StoreError."""
+    where = str(_SHIPPED / uri) if uri in shipped_bundles() else store.normalize_uri(uri)
+    try:
+        description = store.read(store.join(where, DESCRIPTION_NAME))
+        weights = store.read(store.join(where, WEIGHTS_NAME))
+    except store.ObjectMissingError as error:
+        raise BundleError(
+            f"{store.redact(uri)}: no bundle there; a bundle is a folder with {DESCRIPTION_NAME} and {WEIGHTS_NAME}, or one of "
+            f"the names {', '.join(shipped_bundles())}"
+        ) from error
+    return Bundle.from_bytes(description, weights, origin=store.redact(uri))
+
+
+def save_bundle(bundle: Bundle, uri: str) -> None:
+    """Write the two files of a bundle below ``uri``; the description last, so that it never stands alone."""
+    where = store.normalize_uri(uri)
+    store.write(store.join(where, WEIGHTS_NAME), bundle.weights)
+    store.write(store.join(where, DESCRIPTION_NAME), bundle.description_json())

@@ -1,0 +1,71 @@
+"""What geoseg sees in a scene before it reads a pixel, in words; for ``geoseg check``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from geoseg.errors import GeosegError, StopError
+from geoseg.predict.plan import RunSpec, plan_scene
+from geoseg.raster import store
+from geoseg.raster.geotiff import describe
+from geoseg.raster.scene import Scene, SceneRef
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A scene's description, and whether it would be refused."""
+
+    text: str
+    refused: bool
+
+
+def check_scene(ref: SceneRef, run: RunSpec) -> Checked:
+    """What is seen in a scene and how it would be run, or why it would be refused. Raises StopError kinds alone."""
+    try:
+        scene = describe(ref, run.read_options)
+        seen = _seen(scene)
+    except StopError:
+        raise
+    except GeosegError as error:
+        return Checked(f"{store.redact(ref.uri)}\n  refused: {error}", refused=True)
+    try:
+        plan = plan_scene(ref, run)
+    except StopError:
+        raise
+    except GeosegError as error:
+        return Checked(f"{store.redact(ref.uri)}\n{seen}\n  refused: {error}", refused=True)
+    names = ", ".join(
+        f"{wanted} from band {place + 1}" for wanted, place in zip(run.description.bands, plan.bands, strict=True)
+    )
+    work = plan.stitching.work_shape
+    at = (
+        "at its own pixels"
+        if plan.stitching.is_native
+        else f"at {work[1]} x {work[0]} pixels, from overview {plan.stitching.level}"
+    )
+    return Checked(
+        f"{store.redact(ref.uri)}\n{seen}\n  fits {run.description.name}: {names}; network {at}; {plan.num_windows} windows of "
+        f"{plan.window}",
+        refused=False,
+    )
+
+
+def _seen(scene: Scene) -> str:
+    grid = scene.grid
+    epsg = grid.crs.to_epsg()
+    crs = f"EPSG:{epsg}" if epsg else (grid.crs_wkt.split('"')[1] if '"' in grid.crs_wkt else "a CRS")
+    valid = []
+    if scene.has_mask:
+        valid.append("an internal mask")
+    if scene.mask_sidecar:
+        valid.append("a mask beside it")
+    if scene.alpha is not None:
+        valid.append("an alpha band")
+    if any(value is not None for value in scene.nodata):
+        valid.append(f"nodata {', '.join(dict.fromkeys(f'{value:g}' for value in scene.nodata if value is not None))}")
+    blocks = f"blocks of {scene.block_shape[1]} x {scene.block_shape[0]}"
+    return (
+        f"  {grid.width} x {grid.height} px of {grid.resolution_m:.4g} m on the ground, {crs}; {len(scene.bands)} band(s) of "
+        f"{scene.dtype} ({', '.join(scene.bands)}); {blocks}, {len(scene.levels) - 1} overviews; valid by "
+        f"{', '.join(valid) or 'default: every pixel'}"
+    )

@@ -1,0 +1,50 @@
+"""Logits in, class codes and probabilities out. Legend of axes: c classes, h rows, w columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from geoseg.predict.stitch import Stitching
+from geoseg.raster.cog import NODATA
+from geoseg.raster.window import Window
+
+PROBABILITY_STEPS = 254
+
+
+def to_scene_pixels(logits_chw: Tensor, stitching: Stitching, core: Window, write: Window) -> Tensor:
+    """Logits (class, row, col) of the write window's own pixels from those of its core.
+
+    Each output pixel is a fixed sum over fixed work-grid pixels, element by element, so that it is the same in every
+    window it could have been computed in.
+    """
+    if stitching.is_native:
+        return logits_chw[:, : write.height, : write.width]
+    for axis, start, end, core_off in (
+        (0, write.row_off, write.row_end, core.row_off),
+        (1, write.col_off, write.col_end, core.col_off),
+    ):
+        indexes, weights = stitching.taps(axis, start, end)
+        shape = (-1, 1) if axis == 0 else (1, -1)
+        total: Tensor | None = None
+        for index, weight in zip(indexes - core_off, weights, strict=True):
+            part = logits_chw.index_select(axis + 1, torch.from_numpy(index).to(logits_chw.device))
+            part = part * torch.from_numpy(weight).to(logits_chw.device).reshape(shape)
+            total = part if total is None else total + part
+        assert total is not None
+        logits_chw = total
+    return logits_chw
+
+
+def class_mask(logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """The class of each pixel (uint8, row, col), the first of equals; 255 where ``valid_hw`` is False."""
+    codes = logits_chw.max(0).indices.to(torch.uint8).cpu().numpy()
+    return np.where(valid_hw, codes, np.uint8(NODATA))
+
+
+def class_probabilities(logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Softmax in steps of 1/254 (uint8, class, row, col); 255 where ``valid_hw`` is False."""
+    steps = (logits_chw.softmax(0) * PROBABILITY_STEPS).round_().to(torch.uint8).cpu().numpy()
+    return np.where(valid_hw[None], steps, np.uint8(NODATA))

@@ -1,0 +1,157 @@
+"""What has to be done for a scene: a pure function of its header, the bundle and the settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from pydantic import TypeAdapter
+
+from geoseg.config import PredictConfig
+from geoseg.errors import BandError, ResolutionError
+from geoseg.model.bundle import BundleDescription
+from geoseg.predict.aoi import AreaOfInterest, PixelArea
+from geoseg.predict.stitch import Stitching, nearest_level, work_shape
+from geoseg.raster import store
+from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
+from geoseg.raster.scene import Scene, SceneRef
+from geoseg.raster.window import Window, num_windows, plan_windows
+
+PIXEL_VERSION = 1
+RESOLUTION_TOLERANCE = 1.5
+MAX_ENLARGEMENT = 4.0
+_DEFAULT_WINDOW = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """What all scenes of a run share; small, picklable, and without secrets."""
+
+    out: str
+    bundle_uri: str
+    bundle_digest: str
+    description: BundleDescription
+    stride: int
+    margin: int
+    config: PredictConfig
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """The part that concerns reading headers."""
+        config = self.config
+        return ReadOptions(assume_crs=config.assume_crs, nodata=config.nodata, sidecar_mask=config.sidecar_mask)
+
+    def fingerprint(self, etag: str) -> str:
+        """SHA-256 (hex) over all that decides a scene's pixels: its version, the bundle and the settings that count."""
+        area = hashlib.sha256(_bytes_of(self.config.aoi)).hexdigest() if self.config.aoi else None
+        told = {
+            "version": PIXEL_VERSION,
+            "input": etag,
+            "bundle": self.bundle_digest,
+            "settings": self.config.pixel_settings(),
+            "aoi": area,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _bytes_of(uri: str) -> bytes:
+    return store.read(store.normalize_uri(uri))
+
+
+@lru_cache(maxsize=4)
+def _area(uri: str) -> AreaOfInterest:
+    return AreaOfInterest(uri)
+
+
+@dataclass(frozen=True)
+class ScenePlan:
+    """A scene and how it is cut; travels as JSON in the rows of a pipeline."""
+
+    scene: Scene
+    bands: tuple[int, ...]
+    stitching: Stitching
+    window: int
+    fingerprint: str
+    aoi: str | None
+
+    @property
+    def num_windows(self) -> int:
+        """How many write windows tile the scene, empty ones included."""
+        return num_windows(self.scene.grid.height, self.scene.grid.width, self.window)
+
+    @cached_property
+    def area(self) -> PixelArea | None:
+        """The area of interest on this scene, if there is one."""
+        return _area(self.aoi).on(self.scene.grid, self.scene.id) if self.aoi else None
+
+    def windows(self, reader: SceneReader) -> Iterator[Window]:
+        """The write windows that may hold something: inside the area of interest, with blocks in the file."""
+        grid = self.scene.grid
+        for window in plan_windows(grid.height, grid.width, self.window):
+            if self.area is not None and not self.area.touches(window):
+                continue
+            if reader.is_stored(window):
+                yield window
+
+    def to_json(self) -> str:
+        """The plan as text."""
+        return _ADAPTER.dump_json(self).decode()
+
+
+@lru_cache(maxsize=256)
+def plan_from_json(text: str) -> ScenePlan:
+    """The plan that ``to_json`` wrote; the last few are kept."""
+    return _ADAPTER.validate_json(text)
+
+
+def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
+    """The plan of a scene. Raises a SceneError that says why the scene does not fit the bundle, and what to do."""
+    scene = describe(ref, run.read_options)
+    description, config = run.description, run.config
+    bands = scene.band_indexes(description.bands, config.bands)
+    if scene.dtype != description.dtype and config.scale is None:
+        low, high = description.value_range
+        raise BandError(
+            f"{scene.id}: the bundle takes {description.dtype} from {low:g} to {high:g}, the scene has {scene.dtype}; say which "
+            "of its values stand for these two, for example --scale 0,2047"
+        )
+    shape = (scene.grid.height, scene.grid.width)
+    work = work_shape(shape, _factor(scene, run))
+    levels = scene.levels if not scene.mask_sidecar else scene.levels[:1]
+    level = nearest_level(levels, work)
+    stitching = Stitching(shape, work, level, levels[level], run.stride, run.margin)
+    window = config.window or _window_size(shape[0] / work[0])
+    return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag), config.aoi)
+
+
+def _factor(scene: Scene, run: RunSpec) -> float:
+    """Work-grid pixels in units of the scene's own."""
+    wanted, native_m = run.config.resolution, scene.grid.resolution_m
+    if wanted == "native" or (wanted == "bundle" and run.description.resolution_m is None):
+        return 1.0
+    target_m = run.description.resolution_m if wanted == "bundle" else wanted
+    assert isinstance(target_m, float)
+    factor = target_m / native_m
+    if wanted == "bundle" and 1 / RESOLUTION_TOLERANCE <= factor <= RESOLUTION_TOLERANCE:
+        return 1.0
+    if factor < 1 / MAX_ENLARGEMENT:
+        raise ResolutionError(
+            f"{scene.id}: its pixels are {native_m:.3g} m on the ground, the network is to run at {target_m:.3g} m, and nothing "
+            f"is enlarged more than {MAX_ENLARGEMENT:g} times; use a bundle made for such imagery, or --resolution native to "
+            "run this one on the pixels as they are"
+        )
+    return factor
+
+
+def _window_size(factor: float) -> int:
+    size = _DEFAULT_WINDOW
+    while factor >= 2 and size < 4096:
+        size, factor = size * 2, factor / 2
+    return size
+
+
+_ADAPTER = TypeAdapter(ScenePlan)

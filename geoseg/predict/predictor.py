@@ -1,0 +1,52 @@
+"""The network at work: images with their margin in, logits of the core out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from geoseg.model.bundle import Bundle
+from geoseg.raster.raster import Raster
+
+
+class Predictor:
+    """A bundle's network, ready to run: batch norm folded, channels last, valid convolutions.
+
+    ``scale``: raw values that stand for the ends of the bundle's value range (None: the values are taken as they are).
+    Results are in float32 without TF32, so that a GPU rounds as a CPU would.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "cpu", scale: tuple[float, float] | None = None) -> None:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.device = torch.device(device)
+        description = bundle.description
+        self.normalization = description.normalization
+        if scale is not None:
+            self.normalization = self.normalization.rescaled(scale, description.value_range)
+        self.network = bundle.network().folded().to(self.device)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.padding = "valid"
+
+    @torch.inference_mode()
+    def core_logits(self, around: list[Raster]) -> Tensor:
+        """Logits (b, class, row, col) of the cores of equally large rasters, each a core with ``margin`` around it."""
+        images = torch.stack([_tensor(raster.pixels) for raster in around]).to(self.device, non_blocking=True)
+        valid = torch.stack([torch.from_numpy(raster.valid) for raster in around]).to(self.device, non_blocking=True)
+        return self.network.core_logits(self.normalization(images, valid))
+
+
+def _tensor(pixels: npt.NDArray[Any]) -> Tensor:
+    if pixels.dtype.byteorder not in "=|<":
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+    if pixels.dtype.name in ("uint16", "uint32", "uint64"):
+        pixels = pixels.astype("int32" if pixels.dtype.name == "uint16" else "float64")
+    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+
+
+def default_device() -> str:
+    """``cuda`` when there is a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,186 @@
+"""The STAC item of a published mask: where it lies, what its codes mean, what it was made from."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+import pystac
+import shapely
+from pystac.extensions.classification import Classification, ClassificationExtension
+from pystac.extensions.file import FileExtension
+from pystac.extensions.mlm import (  # type: ignore[attr-defined]
+    DataType,
+    InputStructure,
+    MLMExtension,
+    ModelInput,
+    ModelOutput,
+    ResultStructure,
+    TaskType,
+    ValueScaling,
+    ValueScalingType,
+)
+from pystac.extensions.projection import ProjectionExtension
+from pystac.extensions.raster import DataType as RasterDataType
+from pystac.extensions.raster import RasterBand, RasterExtension
+from shapely import affinity
+from shapely.geometry import Polygon, box, mapping
+
+from geoseg.predict.plan import RunSpec, ScenePlan
+from geoseg.raster import store
+from geoseg.raster.cog import NODATA
+from geoseg.raster.grid import Grid
+
+_PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+_PROBABILITY_SCALE = 1 / 254
+
+
+def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict[str, dict[str, Any]]) -> bytes:
+    """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and SHA-256 of each published file.
+
+    The same scene, bundle and settings give the same bytes: no time of processing, no host, no credentials.
+    """
+    grid, scene = plan.scene.grid, plan.scene
+    geometry, bbox = footprint(grid)
+    item = pystac.Item(
+        id=scene.id,
+        geometry=geometry,
+        bbox=bbox,
+        datetime=datetime.strptime(scene.datetime, "%Y-%m-%dT%H:%M:%S%z"),
+        properties={
+            "gsd": round(grid.resolution_m, 6),
+            "processing:level": "L4",
+            "processing:lineage": f"classes of {store.base_name(scene.uri)} by the bundle {run.description.name}",
+            "processing:software": {"geoseg": version("geoseg")},
+            "geoseg:fingerprint": plan.fingerprint,
+            "geoseg:input_etag": scene.etag,
+            "geoseg:bundle": {"name": run.description.name, "sha256": run.bundle_digest},
+            "geoseg:settings": run.config.pixel_settings(),
+        },
+    )
+    item.stac_extensions.append(_PROCESSING)
+    item.add_link(pystac.Link("derived_from", store.redact(scene.uri), media_type=pystac.MediaType.GEOTIFF))
+    projection = ProjectionExtension.ext(item, add_if_missing=True)
+    epsg = grid.crs.to_epsg()
+    projection.apply(
+        code=f"EPSG:{epsg}" if epsg else None,
+        wkt2=None if epsg else grid.crs_wkt,
+        shape=[grid.height, grid.width],
+        transform=list(grid.geotransform),
+        bbox=_corners(grid),
+    )
+    _describe_model(item, run)
+    for key, told in assets.items():
+        _add_asset(item, key, told, run, classes)
+    document = item.to_dict(include_self_link=False, transform_hrefs=False)
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _add_asset(item: pystac.Item, key: str, told: dict[str, Any], run: RunSpec, classes: list[int]) -> None:
+    media, roles = (pystac.MediaType.PNG, ["thumbnail"]) if key == "thumbnail" else (pystac.MediaType.COG, ["data"])
+    asset = pystac.Asset(href=f"./{told['name']}", media_type=media, roles=roles, title=told["title"])
+    item.add_asset(key, asset)
+    file = FileExtension.ext(asset, add_if_missing=True)
+    file.apply(size=told["size"], checksum="1220" + told["sha256"])
+    if key == "thumbnail":
+        return
+    named = run.description.classes
+    scale = _PROBABILITY_SCALE if key == "probabilities" else None
+    band = RasterBand.create(nodata=NODATA, data_type=RasterDataType.UINT8, bits_per_sample=8, scale=scale)
+    RasterExtension.ext(asset, add_if_missing=True).apply([band] * (len(named) if scale else 1))
+    if key == "mask":
+        ClassificationExtension.ext(asset, add_if_missing=True).apply(
+            [
+                Classification.create(
+                    value=value, name=one.name, color_hint="{:02X}{:02X}{:02X}".format(*one.color), count=classes[value]
+                )
+                for value, one in enumerate(named)
+            ]
+            + [Classification.create(value=NODATA, name="nodata", nodata=True)]
+        )
+
+
+def _describe_model(item: pystac.Item, run: RunSpec) -> None:
+    description = run.description
+    scaling = [
+        ValueScaling.create(ValueScalingType.Z_SCORE, mean=mean, stddev=std)
+        for mean, std in zip(description.mean, description.std, strict=True)
+    ]
+    MLMExtension.ext(item, add_if_missing=True).apply(
+        name=description.name,
+        architecture=description.variant.name,
+        tasks=[TaskType.SEMANTIC_SEGMENTATION],
+        framework="PyTorch",
+        input=[
+            ModelInput.create(
+                name="bands",
+                bands=list(description.bands),
+                input=InputStructure.create(
+                    shape=[-1, len(description.bands), -1, -1],
+                    dim_order=["batch", "bands", "height", "width"],
+                    data_type=DataType.FLOAT32,
+                ),
+            )
+        ],
+        output=[
+            ModelOutput.create(
+                name="logits",
+                tasks=[TaskType.SEMANTIC_SEGMENTATION],
+                result=ResultStructure.create(
+                    shape=[-1, len(description.classes), -1, -1],
+                    dim_order=["batch", "class", "height", "width"],
+                    data_type=DataType.FLOAT32,
+                ),
+                classes=[
+                    Classification.create(value=value, name=one.name) for value, one in enumerate(description.classes)
+                ],
+            )
+        ],
+    )
+    item.properties["mlm:input"][0]["value_scaling"] = [entry.to_dict() for entry in scaling]
+
+
+def _corners(grid: Grid) -> list[float]:
+    corners = [
+        grid.affine * corner for corner in ((0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height))
+    ]
+    xs, ys = zip(*corners, strict=True)
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
+    """Geometry and bbox in longitude and latitude (RFC 7946); both None for what cannot be put on the Earth.
+
+    A footprint over the antimeridian becomes two polygons, and its bbox has a west larger than its east.
+    """
+    ring = grid.outline_lonlat()
+    if ring is None:
+        return None, None
+    whole = shapely.simplify(shapely.set_precision(shapely.make_valid(Polygon(ring)), 1e-9), 1e-7)
+    if whole.is_empty or not whole.area:
+        return None, None
+    west, south, east, north = whole.bounds
+    if east - west > 360 + 1e-6:
+        return None, None
+    pieces = []
+    for turn in (-360, 0, 360):
+        piece = shapely.intersection(affinity.translate(whole, turn), box(-180, -90, 180, 90))
+        pieces += [
+            part for part in getattr(piece, "geoms", [piece]) if part.geom_type == "Polygon" and part.area > 1e-12
+        ]
+    if not pieces:
+        return None, None
+    pieces = [shapely.orient_polygons(piece) for piece in pieces]
+    geometry = pieces[0] if len(pieces) == 1 else shapely.MultiPolygon(pieces)
+    bounds = (
+        [_wrapped(west), max(-90.0, south), _wrapped(east), min(90.0, north)]
+        if len(pieces) > 1
+        else list(geometry.bounds)
+    )
+    return json.loads(json.dumps(mapping(geometry))), [float(value) for value in bounds]
+
+
+def _wrapped(lon: float) -> float:
+    return (lon + 180) % 360 - 180

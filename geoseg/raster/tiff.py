@@ -1,0 +1,248 @@
+"""The structure of a TIFF file without its pixels: directories, and where each block's bytes lie.
+
+TIFF revision 6.0 (Adobe, 1992) and BigTIFF (Aware Systems). GDAL decodes; this module only says which bytes it will want.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from geoseg.errors import NotGeoTiffError, SceneReadError, SceneTooCostlyError
+
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279, 284
+TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SUBFILE, OLD_SUBFILE = 322, 323, 324, 325, 254, 255
+
+_SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_NUMBER = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+MAX_DIRECTORIES = 64
+_MAX_ENTRIES = 1024
+_MAX_VALUE_BYTES = 256 << 20
+
+Fetch = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One field of a directory: its TIFF type, how many values, and their bytes in the file's byte order."""
+
+    kind: int
+    count: int
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """One image of the file (full size, an overview or a mask) and where its blocks lie."""
+
+    entries: dict[int, Entry]
+    byte_order: str
+
+    def numbers(self, tag: int) -> npt.NDArray[np.int64]:
+        """The values of a whole-number field, empty when the directory lacks it."""
+        entry = self.entries.get(tag)
+        if entry is None or entry.kind not in _NUMBER:
+            return np.zeros(0, np.int64)
+        return np.frombuffer(entry.raw, self.byte_order + _NUMBER[entry.kind]).astype(np.int64)
+
+    def number(self, tag: int, default: int = 0) -> int:
+        """The first value of a whole-number field."""
+        values = self.numbers(tag)
+        return int(values[0]) if len(values) else default
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.number(WIDTH)
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.number(HEIGHT)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the blocks are tiles rather than strips."""
+        return TILE_WIDTH in self.entries
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Rows and columns of a block; a strip is as wide as the image."""
+        if self.tiled:
+            return max(1, self.number(TILE_HEIGHT)), max(1, self.number(TILE_WIDTH))
+        return max(1, min(self.number(ROWS_PER_STRIP, self.height), self.height)), max(1, self.width)
+
+    @property
+    def num_planes(self) -> int:
+        """1 when the bands lie pixel by pixel in the same block, else the number of bands."""
+        return self.number(SAMPLES, 1) if self.number(PLANAR, 1) == 2 else 1
+
+    @property
+    def block_grid(self) -> tuple[int, int]:
+        """How many rows and columns of blocks."""
+        rows, cols = self.block_shape
+        return -(-self.height // rows), -(-self.width // cols)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one decoded block."""
+        rows, cols = self.block_shape
+        bits = self.number(BITS, 1) * (1 if self.num_planes > 1 else self.number(SAMPLES, 1))
+        return rows * cols * bits // 8
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it is a transparency mask of another image of the file."""
+        return bool(self.number(SUBFILE) & 4)
+
+    @property
+    def is_overview(self) -> bool:
+        """Whether it is a reduced image (or the mask of one)."""
+        return bool(self.number(SUBFILE) & 1)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockIndex:
+    """Where each block of one image lies: offsets and byte counts (plane, row, col); a count of 0 is no block at all."""
+
+    block_shape: tuple[int, int]
+    offsets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+    def _cut(self, row_off: int, row_end: int, col_off: int, col_end: int) -> tuple[slice, slice, slice]:
+        rows, cols = self.block_shape
+        return (
+            slice(None),
+            slice(max(0, row_off) // rows, max(0, -(-row_end // rows))),
+            slice(max(0, col_off) // cols, max(0, -(-col_end // cols))),
+        )
+
+    def ranges(self, row_off: int, row_end: int, col_off: int, col_end: int) -> list[tuple[int, int]]:
+        """The byte ranges of the blocks that these pixels touch."""
+        cut = self._cut(row_off, row_end, col_off, col_end)
+        pairs = zip(self.offsets[cut].ravel().tolist(), self.counts[cut].ravel().tolist(), strict=True)
+        return [(offset, offset + count) for offset, count in pairs if count]
+
+    def stored(self, row_off: int, row_end: int, col_off: int, col_end: int) -> bool:
+        """Whether any block that these pixels touch is in the file."""
+        return bool((self.counts[self._cut(row_off, row_end, col_off, col_end)] > 0).any())
+
+    def owned_bytes(self, box: tuple[int, int, int, int], full_shape: tuple[int, int]) -> int:
+        """Bytes of the blocks whose first pixel lies in a box of the full image of ``full_shape`` (row, col)."""
+        num_rows, num_cols = self.counts.shape[1:]
+        cuts = []
+        for start, end, full, num in ((*box[:2], full_shape[0], num_rows), (*box[2:], full_shape[1], num_cols)):
+            cuts.append(slice(-(-start * num // full), -(-end * num // full)))
+        return int(self.counts[:, cuts[0], cuts[1]].sum())
+
+    def unstored_pixels(self, row_off: int, row_end: int, col_off: int, col_end: int) -> npt.NDArray[np.bool_] | None:
+        """(row, col), True where no block is stored in any plane; None when all blocks are there."""
+        cut = self._cut(row_off, row_end, col_off, col_end)
+        absent = (self.counts[cut] == 0).all(axis=0)
+        if not absent.any():
+            return None
+        rows, cols = self.block_shape
+        row_index = np.arange(row_off, row_end) // rows - cut[1].start
+        col_index = np.arange(col_off, col_end) // cols - cut[2].start
+        pixels: npt.NDArray[np.bool_] = absent[row_index[:, None], col_index[None, :]]
+        return pixels
+
+
+def block_index(directory: Directory, file_size: int) -> BlockIndex:
+    """The block index of a directory. Raises SceneReadError when it does not fit the image or the file."""
+    offsets = directory.numbers(TILE_OFFSETS if directory.tiled else STRIP_OFFSETS)
+    counts = directory.numbers(TILE_BYTES if directory.tiled else STRIP_BYTES)
+    rows, cols = directory.block_grid
+    want = directory.num_planes * rows * cols
+    if len(counts) == 0 and len(offsets) == want == 1:
+        counts = np.array([directory.block_bytes], np.int64)
+    if len(offsets) != want or len(counts) != want:
+        raise SceneReadError(
+            f"the block index is damaged: {want} blocks wanted, {len(offsets)} offsets and {len(counts)} sizes found"
+        )
+    shape = (directory.num_planes, rows, cols)
+    offsets, counts = offsets.reshape(shape), np.where(offsets == 0, 0, counts).reshape(shape)
+    if int(counts.min()) < 0 or int((offsets + counts).max()) > file_size:
+        raise SceneReadError("the file is cut short or damaged: its block index points past the end of the file")
+    return BlockIndex(directory.block_shape, offsets, counts)
+
+
+def read_directories(fetch: Fetch, file_size: int) -> list[Directory]:
+    """All directories of a TIFF file, in file order; ``fetch(start, end)`` gives the file's bytes.
+
+    Raises NotGeoTiffError when it is no TIFF, SceneReadError when it is damaged and SceneTooCostlyError when its
+    directories alone would be unreasonably large.
+    """
+    if file_size < 8:
+        raise NotGeoTiffError(f"not a GeoTIFF: the file has {file_size} bytes")
+    start = fetch(0, min(16, file_size))
+    kinds = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}
+    if start[:4] not in kinds:
+        raise NotGeoTiffError(f"{_what_it_is(fetch(0, min(512, file_size)))}, not a GeoTIFF")
+    order, big = kinds[start[:4]], b"+" in start[2:4]
+    offset = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
+    found: list[Directory] = []
+    seen: set[int] = set()
+    while offset:
+        if offset in seen or offset + 8 > file_size:
+            raise SceneReadError("the file is cut short or damaged: its directories loop or lie past its end")
+        seen.add(offset)
+        if len(found) >= MAX_DIRECTORIES:
+            raise SceneTooCostlyError(
+                f"the file holds more than {MAX_DIRECTORIES} images (pages, overviews, masks); split it"
+            )
+        directory, offset = _read_directory(fetch, file_size, offset, order, big=big)
+        found.append(directory)
+    return found
+
+
+def _read_directory(fetch: Fetch, file_size: int, offset: int, order: str, *, big: bool) -> tuple[Directory, int]:
+    head_bytes, entry_bytes, next_bytes = (8, 20, 8) if big else (2, 12, 4)
+    num = struct.unpack(order + ("Q" if big else "H"), fetch(offset, offset + head_bytes))[0]
+    end = offset + head_bytes + num * entry_bytes + next_bytes
+    if num > _MAX_ENTRIES or end > file_size:
+        raise SceneReadError(f"the file is cut short or damaged: a directory claims {num} fields")
+    body = fetch(offset + head_bytes, end)
+    entries: dict[int, Entry] = {}
+    inline = 8 if big else 4
+    for index in range(num):
+        field = body[index * entry_bytes : (index + 1) * entry_bytes]
+        tag, kind, count = struct.unpack(order + ("HHQ" if big else "HHI"), field[:-inline])
+        size = _SIZE.get(kind, 0) * count
+        if size <= inline:
+            raw = field[-inline:][:size]
+        else:
+            at = struct.unpack(order + ("Q" if big else "I"), field[-inline:])[0]
+            if size > _MAX_VALUE_BYTES or at + size > file_size:
+                raise SceneReadError(f"the file is cut short or damaged: field {tag} claims {size} bytes at {at}")
+            raw = fetch(at, at + size)
+        entries[tag] = Entry(kind, count, raw)
+    following = struct.unpack(order + ("Q" if big else "I"), body[-next_bytes:])[0]
+    return Directory(entries, order), following
+
+
+def _what_it_is(start: bytes) -> str:
+    signs = {
+        b"\xff\xd8\xff": "a JPEG image",
+        b"\x89PNG": "a PNG image",
+        b"PK\x03\x04": "a ZIP archive",
+        b"\x89HDF": "an HDF5 file",
+        b"CDF": "a NetCDF file",
+        b"\x00\x00\x00\x0cjP": "a JPEG 2000 image",
+        b"GIF8": "a GIF image",
+        b"%PDF": "a PDF document",
+        b"NITF": "a NITF image",
+    }
+    for sign, name in signs.items():
+        if start.startswith(sign):
+            return name
+    if b"<VRTDataset" in start:
+        return "a GDAL VRT, which may read other files and is refused"
+    if start.lstrip().startswith((b"<", b"{")):
+        return "a text file"
+    return "a file of another kind"

@@ -1,0 +1,251 @@
+"""A whole prediction run: list the scenes, choose an engine, keep the output to oneself, tell what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from geoseg.config import ClusterConfig, Job, load_job
+from geoseg.errors import ConfigError, NothingReadableError
+from geoseg.predict.bundles import load_bundle
+from geoseg.predict.check import Checked, check_scene
+from geoseg.predict.lease import Lease
+from geoseg.predict.ledger import Ledger, Prepared, SceneReport, prepare_scene
+from geoseg.predict.local import predict_locally
+from geoseg.predict.parts import WORK_FOLDER
+from geoseg.predict.plan import RunSpec, ScenePlan
+from geoseg.predict.progress import Progress
+from geoseg.raster import store
+from geoseg.raster.geotiff import SceneReader
+from geoseg.raster.scene import SceneRef, list_scenes
+from geoseg.raster.window import BLOCK
+
+_SMALL_WINDOWS = 256
+_LOOK_AHEAD_SCENES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """What a run did. ``exit_code``: 0 all scenes stand, 1 some failed, 3 not one could be read."""
+
+    out: str
+    engine: str
+    scenes: tuple[SceneReport, ...]
+    pixels: int
+    area_km2: float
+    bytes_read: int
+    startup_s: float
+    working_s: float
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Scenes by status."""
+        return Counter(scene.status for scene in self.scenes)
+
+    @property
+    def exit_code(self) -> int:
+        """The process's exit code."""
+        counts = self.counts
+        if not counts["refused"] and not counts["failed"]:
+            return 0
+        return 1 if counts["published"] or counts["unchanged"] else NothingReadableError.exit_code
+
+    def summary(self) -> str:
+        """Two lines for a person."""
+        counts = self.counts
+        told = ", ".join(
+            f"{counts[status]} {status}" for status in ("published", "unchanged", "refused", "failed") if counts[status]
+        )
+        mpx = self.pixels / 1e6
+        return (
+            f"{len(self.scenes)} scenes: {told}\n"
+            f"{mpx:.1f} Mpx, {self.area_km2:.3g} km2 in {self.working_s:.1f} s: {mpx / self.working_s:.2f} Mpx/s, "
+            f"{self.area_km2 / self.working_s * 3600:.3g} km2/h ({self.bytes_read / 1e6:.1f} MB read, "
+            f"start-up {self.startup_s:.1f} s, engine {self.engine})"
+        )
+
+
+def predict_from_settings(scenes: str | Sequence[str], out: str, **settings: Any) -> RunReport:
+    """``geoseg.predict``: sorts keyword settings into the sections of a job. Raises ConfigError for unknown ones."""
+    sources = [os.fspath(scenes)] if isinstance(scenes, (str, os.PathLike)) else [os.fspath(scene) for scene in scenes]
+    values: dict[str, Any] = {"scenes": sources, "out": os.fspath(out), "predict": {}, "cluster": {}}
+    for key, value in settings.items():
+        section = "cluster" if key in ClusterConfig.model_fields else "predict"
+        if key == "bundle":
+            values["bundle"] = os.fspath(value)
+        else:
+            values[section][key] = value
+    return run_job(load_job(None, values), quiet=True)
+
+
+def make_run_spec(job: Job) -> RunSpec:
+    """What the scenes of a job share. Raises BundleError, ConfigError."""
+    bundle = load_bundle(job.bundle)
+    network = bundle.network()
+    chosen = job.predict.bands
+    if chosen is not None and len(chosen) != len(bundle.description.bands):
+        raise ConfigError(
+            f"--bands must name {len(bundle.description.bands)} bands, as the bundle takes, got {len(chosen)}"
+        )
+    run = RunSpec(
+        out=store.normalize_uri(job.out).rstrip("/"),
+        bundle_uri=job.bundle,
+        bundle_digest=bundle.digest,
+        description=bundle.description,
+        stride=network.stride,
+        margin=network.margin,
+        config=job.predict,
+    )
+    run.fingerprint("")  # an area of interest that is not there ends the job here
+    return run
+
+
+def run_job(job: Job, *, quiet: bool = False) -> RunReport:
+    """Run a job to its end. Raises StopError kinds alone; KeyboardInterrupt passes through, finished work stays."""
+    run = make_run_spec(job)
+    refs = list_scenes(job.scenes)
+    engine = choose_engine(job, run, refs)
+    progress = Progress(len(refs), quiet=quiet)
+    with Lease(run.out) as lease:
+        if engine == "ray":
+            from geoseg.cluster.predict import predict_on_cluster
+
+            ledger = predict_on_cluster(refs, run, job.cluster, progress, check=lease.check)
+        else:
+            ledger = predict_locally(refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
+        report = _report(run, engine, ledger, progress)
+        _write_record(run, job, report, lease.run_id)
+    if progress.windows_done:
+        progress.show(last=True)
+    return report
+
+
+def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:
+    """``local`` or ``ray``: what the job says, else Ray for an address, several workers or much work.
+
+    Starting Ray costs about ten seconds; a loop is done by then with small work.
+    """
+    cluster = job.cluster
+    if cluster.engine != "auto":
+        if cluster.engine == "local" and (cluster.address or (cluster.workers or 1) > 1):
+            raise ConfigError("--engine local is one process: leave out --address and --workers, or take --engine ray")
+        return cluster.engine
+    if cluster.address or (cluster.workers or 1) > 1 or len(refs) > _SMALL_WINDOWS:
+        return "ray"
+    windows = 0
+    for ref in refs[:_LOOK_AHEAD_SCENES]:
+        windows += prepare_scene(ref, run).num_todo
+    return "ray" if windows * len(refs) / min(len(refs), _LOOK_AHEAD_SCENES) > _SMALL_WINDOWS else "local"
+
+
+def _report(run: RunSpec, engine: str, ledger: Ledger, progress: Progress) -> RunReport:
+    return RunReport(
+        out=run.out,
+        engine=engine,
+        scenes=tuple(sorted(ledger.reports, key=lambda report: report.uri)),
+        pixels=progress.pixels_done,
+        area_km2=progress.area_km2,
+        bytes_read=progress.bytes_fetched,
+        startup_s=progress.startup_s,
+        working_s=progress.working_s,
+    )
+
+
+def _write_record(run: RunSpec, job: Job, report: RunReport, run_id: str) -> None:
+    """The run's whole config and what came of each scene, beside the results."""
+    told = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - report.working_s - report.startup_s)),
+        "job": job.model_dump(mode="json"),
+        "bundle_sha256": run.bundle_digest,
+        "report": {**asdict(report), "scenes": [asdict(scene) for scene in report.scenes]},
+    }
+    text = store.redact(json.dumps(told, indent=1))
+    store.write(store.join(run.out, WORK_FOLDER, "runs", f"{run_id}.json"), text.encode())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPlan:
+    """What a job would do: per scene, and in sum. Sizes in bytes."""
+
+    prepared: tuple[Prepared, ...]
+    windows: int
+    pixels: int
+    bytes_to_read: int
+    bytes_to_write: int
+    memory_bytes: int
+
+    def lines(self) -> list[str]:
+        """The plan for a person, a line for each scene and one in sum."""
+        told = []
+        for prepared in self.prepared:
+            if prepared.report is not None:
+                told.append(f"{prepared.ref.id}: {prepared.report.status}. {prepared.report.sentence}".rstrip(". "))
+                continue
+            plan = prepared.plan
+            assert plan is not None
+            grid, work = plan.scene.grid, plan.stitching.work_shape
+            read_at = (
+                "its own pixels"
+                if plan.stitching.is_native
+                else f"{work[1]} x {work[0]} from overview {plan.stitching.level}"
+            )
+            told.append(
+                f"{prepared.ref.id}: {grid.width} x {grid.height} px of {grid.resolution_m:.3g} m, {prepared.num_todo} of "
+                f"{plan.num_windows} windows of {plan.window} to do, network on {read_at}"
+            )
+        told.append(
+            f"in sum: {len(self.prepared)} scenes, {self.windows} windows, {self.pixels / 1e6:.1f} Mpx, about "
+            f"{self.bytes_to_read / 1e6:.1f} MB to read, {self.bytes_to_write / 1e6:.1f} MB to write, "
+            f"{self.memory_bytes / 2**20:.0f} MiB at peak in a worker beside Python and torch"
+        )
+        return told
+
+
+def plan_job(job: Job) -> JobPlan:
+    """What ``run_job`` would do. Reads headers and block indexes alone and writes nothing."""
+    run = make_run_spec(job)
+    prepared = tuple(prepare_scene(ref, run) for ref in list_scenes(job.scenes))
+    plans = [(one, one.plan) for one in prepared if one.plan is not None]
+    pixels = sum(
+        plan.scene.grid.width * plan.scene.grid.height * one.num_todo // max(1, plan.num_windows) for one, plan in plans
+    )
+    return JobPlan(
+        prepared=prepared,
+        windows=sum(one.num_todo for one, _ in plans),
+        pixels=pixels,
+        bytes_to_read=sum(_bytes_to_read(one, plan, run) for one, plan in plans),
+        bytes_to_write=pixels // 25 * (1 + len(run.description.classes) * 5 * run.config.probabilities),
+        memory_bytes=max((_memory_bytes(plan, run) for _, plan in plans), default=0),
+    )
+
+
+def _bytes_to_read(prepared: Prepared, plan: ScenePlan, run: RunSpec) -> int:
+    """Bytes of the blocks under the windows to do, at the level read, each block once, and their share of the mask."""
+    reader = SceneReader(plan.scene)
+    try:
+        level = plan.stitching.level
+        return int(sum(reader.stored_bytes(window, level=level) for window in prepared.windows(run)))
+    finally:
+        reader.close()
+
+
+def _memory_bytes(plan: ScenePlan, run: RunSpec) -> int:
+    """Peak of a worker: the activations of the widest level for one batch, the pixels read ahead, caches."""
+    work_side = (
+        -(-plan.window * plan.stitching.work_shape[0] // plan.stitching.scene_shape[0]) + 2 * run.margin + BLOCK // 8
+    )
+    side = min(work_side, max(plan.stitching.work_shape) + 2 * run.margin + run.stride)
+    activations = side * side * run.description.variant.width * 4 * 4 * (run.config.batch or 1)
+    read_ahead = 6 * side * side * (len(plan.bands) + 1)
+    return activations + read_ahead + (176 << 20)
+
+
+def check_job(job: Job) -> list[Checked]:
+    """What geoseg sees in each scene of a job and what it would refuse."""
+    run = make_run_spec(job)
+    return [check_scene(ref, run) for ref in list_scenes(job.scenes)]

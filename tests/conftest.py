@@ -1,0 +1,44 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from kit.object_store import ObjectStore, is_installed
+
+# They would win over, or fail beside, the key and the endpoint that a test sets.
+OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_own_account() -> Iterator[None]:
+    """Keep the tests off the cloud account of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OWN_ACCOUNT:
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """Yield a real S3 server, empty at first, for all tests of the session; a test that ends it starts it again."""
+    if not is_installed():
+        pytest.skip("a real S3 server is not installed; get it with: infra/object-store.sh install")
+    store = ObjectStore.on_free_ports(tmp_path_factory.mktemp("object-store") / "store")
+    try:
+        store.start()
+        yield store
+    finally:
+        store.wipe()
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a new, empty bucket; during the test the AWS_* variables lead to its server."""
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    unique = f"geoseg-{uuid.uuid4().hex[:12]}"
+    object_store.make_bucket(unique)
+    return unique

@@ -1,0 +1,1 @@
+"""What tests need and geoseg does not: servers, scenes, faults."""
