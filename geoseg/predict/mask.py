@@ -38,10 +38,21 @@ def to_scene_pixels(logits_chw: Tensor, stitching: Stitching, core: Window, writ
     return logits_chw
 
 
-def class_mask(logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """The class of each pixel (uint8, row, col), the first of equals; 255 where ``valid_hw`` is False."""
-    codes = logits_chw.max(0).indices.to(torch.uint8).cpu().numpy()
+def class_mask(logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8] | None:
+    """The class of each pixel (uint8, row, col), the first of equals; 255 where ``valid_hw`` is False.
+
+    None when a winning logit is not finite, and so no class can be told.
+    """
+    best = logits_chw.max(0)
+    if not bool(best.values.sum(dtype=torch.float64).isfinite()):
+        return None
+    codes = best.indices.to(torch.uint8).cpu().numpy()
     return np.where(valid_hw, codes, np.uint8(NODATA))
+
+
+def count_classes(mask_hw: npt.NDArray[np.uint8], num_classes: int) -> list[int]:
+    """Pixels of each class."""
+    return [int(np.count_nonzero(mask_hw == value)) for value in range(num_classes)]
 
 
 def class_probabilities(logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

@@ -88,9 +88,8 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
             classes += np.asarray(header["classes"])
             assembler.add(blocks)
         assembler.make_overviews(plan.window)
-        mask = assembler.finish()
         thumbnail = _png(assembler.top_pixels()[0], run)
-        assets["mask"] = _put(run, plan, "mask", "tif", mask, "Class of each pixel")
+        assets["mask"] = _put(run, plan, "mask", "tif", assembler.finish(), "Class of each pixel")
     if run.config.probabilities:
         with CogAssembler(scene.grid, _probability_profile(run)) as assembler:
             nonempty = set(finished_parts(run, plan))

@@ -143,10 +143,10 @@ def _describe_model(item: pystac.Item, run: RunSpec) -> None:
 
 
 def _corners(grid: Grid) -> list[float]:
-    corners = [
-        grid.affine * corner for corner in ((0, 0), (grid.width, 0), (0, grid.height), (grid.width, grid.height))
-    ]
-    xs, ys = zip(*corners, strict=True)
+    a, b, c, d, e, f = grid.geotransform
+    corners = [(col, row) for col in (0, grid.width) for row in (0, grid.height)]
+    xs = [a * col + b * row + c for col, row in corners]
+    ys = [d * col + e * row + f for col, row in corners]
     return [min(xs), min(ys), max(xs), max(ys)]
 
 

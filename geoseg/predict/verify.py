@@ -17,7 +17,6 @@ from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.publish import ITEM_NAME
 from geoseg.raster import store
 from geoseg.raster.geotiff import GeoTiff
-from geoseg.raster.window import BLOCK
 
 _PIECE = 8 << 20
 
@@ -106,7 +105,7 @@ def _raster_faults(href: str, info: store.ObjectInfo, properties: dict[str, Any]
             yield f"is {dataset.width} x {dataset.height}, the item says {properties['proj:shape']}"
         if list(dataset.transform)[:6] != properties["proj:transform"][:6]:
             yield "lies elsewhere than the item says"
-        if geotiff.full.block_shape != (BLOCK, BLOCK):
+        if not all(image.tiled for image in geotiff.images):
             yield "is not tiled as a Cloud-Optimized GeoTIFF"
         for level in range(len(geotiff.levels())):
             geotiff.index(level)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from geoseg.errors import GeosegError, SceneReadError, StopError
 from geoseg.predict.bundles import load_bundle
-from geoseg.predict.mask import class_mask, class_probabilities, to_scene_pixels
+from geoseg.predict.mask import class_mask, class_probabilities, count_classes, to_scene_pixels
 from geoseg.predict.parts import part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.predictor import Predictor, default_device
@@ -169,11 +169,9 @@ class Worker:
         for (task, read), logits_chw in zip(batch, logits, strict=True):
             stitching = task.plan.stitching
             placed = to_scene_pixels(logits_chw, stitching, stitching.core(task.window), task.window)
-            if not bool(placed.isfinite().all()):
-                done.append((task, read, None, None))
-                continue
+            mask = class_mask(placed, read.valid)
             chances = class_probabilities(placed, read.valid) if self.run_spec.config.probabilities else None
-            done.append((task, read, class_mask(placed, read.valid), chances))
+            done.append((task, read, mask, chances))
         seconds = (time.perf_counter() - start) / len(batch)
         return [self._writer.submit(self._store, *each, seconds) for each in done]
 
@@ -192,8 +190,8 @@ class Worker:
                 raise SceneReadError(
                     f"{plan.scene.id}: the network answered with numbers that are not finite at {window}"
                 )
-            counts = np.bincount(mask.ravel(), minlength=256) if mask is not None else np.zeros(256, np.int64)
-            classes = counts[: len(self.run_spec.description.classes)].tolist()
+            num_classes = len(self.run_spec.description.classes)
+            classes = count_classes(mask, num_classes) if mask is not None else [0] * num_classes
             uri = part_uri(self.run_spec, plan, window)
             if chances is not None:
                 store.write(uri + ".probabilities", pack_blocks({}, encode_window(chances, window, plan.window)))
@@ -203,7 +201,7 @@ class Worker:
             return _failed(task, error)
         return WindowDone(
             task=task,
-            valid_pixels=int(sum(classes)),
+            valid_pixels=sum(classes),
             bytes_fetched=read.bytes_fetched,
             read_s=read.seconds,
             predict_s=predict_s,

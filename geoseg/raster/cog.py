@@ -81,14 +81,14 @@ def encode_window(pixels: npt.NDArray[np.uint8], window: Window, size: int) -> l
         pixels = pixels[:, ::2, ::2]
 
 
-def encode_block(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """One block as a DEFLATE stream, padded with nodata to 512 x 512; nothing when it is all nodata.
+def encode_block(pixels: npt.NDArray[np.uint8], size: int = BLOCK) -> bytes:
+    """One block as a DEFLATE stream, padded with nodata to ``size`` x ``size``; nothing when it is all nodata.
 
     The same pixels give the same bytes: one codec, one level, one thread.
     """
     if (pixels == NODATA).all():
         return b""
-    block = np.full((BLOCK, BLOCK, pixels.shape[0]), NODATA, np.uint8)
+    block = np.full((size, size, pixels.shape[0]), NODATA, np.uint8)
     block[: pixels.shape[1], : pixels.shape[2]] = pixels.transpose(1, 2, 0)
     return zlib.compress(block.tobytes(), _DEFLATE_LEVEL)
 
@@ -133,6 +133,7 @@ class CogAssembler:
         shapes = [(-(-height // BLOCK), -(-width // BLOCK)) for height, width in self.sizes]
         self.counts = [np.zeros(shape, np.uint32) for shape in shapes]
         self._places = [np.zeros(shape, np.uint64) for shape in shapes]
+        self.block_sizes = [BLOCK] * len(shapes)
         self._spool = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES, prefix="geoseg-")  # noqa: SIM115
         self._end = 0
 
@@ -203,8 +204,26 @@ class CogAssembler:
         return pixels
 
     def finish(self) -> CogFile:
-        """Fix the layout; the blocks must all be in."""
+        """Fix the layout; the blocks must all be in, and nothing else may be asked of the assembler afterwards."""
+        for level, (_, width) in enumerate(self.sizes):
+            if width == BLOCK:
+                self._halve_blocks(level)
         return CogFile(self)
+
+    def _halve_blocks(self, level: int) -> None:
+        """Cut a level's blocks in four: readers take a raster for untiled whose blocks are exactly as wide as it is."""
+        half, counts, places = BLOCK // 2, self.counts[level], self._places[level]
+        shape = (-(-self.sizes[level][0] // half), 2)
+        whole = [(row, col, self.body(level, row, col)) for row, col in np.argwhere(counts > 0).tolist()]
+        self.counts[level], self._places[level] = np.zeros(shape, counts.dtype), np.zeros(shape, places.dtype)
+        self.block_sizes[level] = half
+        for row, col, body in whole:
+            pixels = decode_block(body, self.profile.num_bands)
+            for down, across in np.ndindex(2, 2):
+                part = pixels[:, down * half : (down + 1) * half, across * half : (across + 1) * half]
+                quarter = encode_block(part, half)
+                if quarter:
+                    self.add([(level, 2 * row + down, 2 * col + across, quarter)])
 
 
 class CogFile:
@@ -246,6 +265,8 @@ def _header(assembler: CogAssembler, *, big: bool) -> bytes:
         entries[tiff.SUBFILE] = tiff.Entry(4, 1, struct.pack("<I", 1 if level else 0))
         entries[tiff.WIDTH] = tiff.Entry(4, 1, struct.pack("<I", width))
         entries[tiff.HEIGHT] = tiff.Entry(4, 1, struct.pack("<I", height))
+        side = struct.pack("<I", assembler.block_sizes[level])
+        entries[tiff.TILE_WIDTH] = entries[tiff.TILE_HEIGHT] = tiff.Entry(4, 1, side)
         counts = assembler.counts[level]
         entries[tiff.TILE_BYTES] = tiff.Entry(4, counts.size, counts.astype("<u4").tobytes())
         entries[tiff.TILE_OFFSETS] = tiff.Entry(number, counts.size, bytes(counts.size * (8 if big else 4)))

@@ -33,6 +33,7 @@ from geoseg.errors import (
 _SCHEMES = ("s3", "gs", "az", "memory", "file")
 _CONCURRENCY = 16
 _PART_BYTES = 8 << 20
+_DENIED = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403 Forbidden")
 _T = TypeVar("_T")
 
 
@@ -156,6 +157,12 @@ def _speaking_of(uri: str, action: str) -> Iterator[None]:
     except failures.InvalidPathError as error:
         raise ConfigError(f"{redact(uri)}: not a name that a store can hold") from error
     except (failures.BaseError, OSError, ValueError) as error:
+        if "NoSuchBucket" in str(error):
+            raise ConfigError(f"{redact(uri)}: there is no such bucket") from error
+        if any(sign in str(error) for sign in _DENIED):
+            raise AccessDeniedError(
+                f"{redact(uri)}: access denied on {action}; check the credentials and the bucket's policy"
+            ) from error
         first_line = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         raise StoreError(f"{redact(uri)}: the store failed on {action}: {first_line}") from error
 

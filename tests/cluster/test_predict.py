@@ -1,0 +1,153 @@
+"""Ray changes nothing: the objects it publishes are those of the plain loop, whatever the workers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from kit.oracle import published_mask, seeded_bundle, whole_mask, write_scene
+
+import geoseg
+import geoseg.errors
+from geoseg.cluster.rows import pack_pixels, unpack_pixels
+from geoseg.predict.bundles import load_bundle
+from geoseg.predict.worker import WindowPixels
+from geoseg.raster.raster import Raster
+from geoseg.raster.synthetic import synthetic_image
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return seeded_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scenes of odd sizes, one of them finer than the others, and one that is no GeoTIFF."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed, shape in enumerate([(1500, 1100), (700, 900), (40, 30)]):
+        made = synthetic_image(*shape, seed=seed)
+        write_scene(folder / f"scene{seed}.tif", made.pixels_bhw, nodata=0)
+    (folder / "broken.tif").write_bytes(b"<VRTDataset></VRTDataset>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(scenes: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("local")
+    geoseg.predict(str(scenes), str(out), bundle=str(bundle), engine="local", window=512)
+    return digests(out)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_ray(tmp_path_factory: pytest.TempPathFactory):
+    """A Ray of our own for the module; the runs below find it there and use it."""
+    ray.init(
+        address="local", num_cpus=6, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
+        _temp_dir=str(tmp_path_factory.mktemp("ray")),
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every published object, by name."""
+    files = [file for file in out.rglob("*") if file.is_file() and "_geoseg" not in file.parts]
+    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
+
+
+@pytest.mark.parametrize(("workers", "read"), [(1, "actor"), (2, "actor"), (4, "actor"), (2, "tasks")])
+def test_objects_are_those_of_the_plain_loop(
+    workers: int, read: str, scenes: Path, bundle: Path, local: dict[str, str], tmp_path: Path
+) -> None:
+    report = geoseg.predict(
+        str(scenes), str(tmp_path), bundle=str(bundle), engine="ray", workers=workers, read=read, window=512
+    )
+    assert {scene.id: scene.status for scene in report.scenes} == {
+        "broken": "refused",
+        "scene0": "published",
+        "scene1": "published",
+        "scene2": "published",
+    }
+    assert report.exit_code == 1
+    assert digests(tmp_path) == local
+    assert len(local) == 9
+    assert not list((tmp_path / "_geoseg").rglob("r*c*")), "the parts of published scenes are removed"
+
+
+def test_window_size_does_not_matter_to_the_masks(scenes: Path, bundle: Path, tmp_path: Path) -> None:
+    truth = whole_mask(load_bundle(str(bundle)), scenes / "scene0.tif")
+    for window in (1024, 2048):
+        out = tmp_path / str(window)
+        report = geoseg.predict(
+            str(scenes / "scene0.tif"), str(out), bundle=str(bundle), engine="ray", workers=2, window=window
+        )
+        np.testing.assert_array_equal(published_mask(report.scenes[0].mask), truth)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(bundle: Path, tmp_path: Path) -> None:
+    made = synthetic_image(4096, 4096, seed=9)
+    scene = write_scene(tmp_path / "in" / "scene.tif", made.pixels_bhw, nodata=0)
+    geoseg.predict(str(scene), str(tmp_path / "calm"), bundle=str(bundle), engine="local", window=512)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        parts = tmp_path / "out" / "_geoseg" / "parts"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and sum(1 for _ in parts.rglob("r*c*")) < 4:
+            time.sleep(0.02)
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "cmdline").read_bytes()
+                ours = int((process / "status").read_text().split("PPid:")[1].split()[0])
+            except (OSError, IndexError):
+                continue
+            if b"MapWorker" in words and raylet_is_ours(ours):
+                os.kill(int(process.name), signal.SIGKILL)
+                killed.append(int(process.name))
+                return
+
+    def raylet_is_ours(pid: int) -> bool:
+        return (
+            str(ray._private.worker._global_node.get_session_dir_path()).encode()
+            in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    report = geoseg.predict(str(scene), str(tmp_path / "out"), bundle=str(bundle), engine="ray", workers=2, window=512)
+    killer.join()
+    assert killed, "the test must have killed a worker at work"
+    assert report.exit_code == 0, report.scenes
+    assert digests(tmp_path / "out") == digests(tmp_path / "calm")
+
+
+def test_a_denied_output_stops_the_job(scenes: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(geoseg.errors.GeosegError, match="file"):
+        geoseg.predict(str(scenes), str(tmp_path / "file"), bundle=str(bundle), engine="ray")
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_pixels_survive_the_row(empty: bool) -> None:
+    rng = np.random.default_rng(0)
+    valid = rng.random((13, 7)) > 0.5
+    around = None if empty else Raster(rng.integers(0, 9999, (2, 21, 15)).astype("uint16"), rng.random((21, 15)) > 0.5)
+    back = unpack_pixels(pack_pixels(WindowPixels(around, valid, 12, 0.5)))
+    np.testing.assert_array_equal(back.valid, valid)
+    assert (back.bytes_fetched, back.seconds) == (12, 0.5)
+    if around is None:
+        assert back.around is None
+    else:
+        np.testing.assert_array_equal(back.around.pixels, around.pixels)
+        np.testing.assert_array_equal(back.around.valid, around.valid)

@@ -1,0 +1,128 @@
+"""The oracle of exactness: a scene read whole by rasterio and run whole, once, through the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import torch
+from rasterio.crs import CRS
+
+from geoseg.model.bundle import Bundle, BundleDescription, ClassName, UNetVariant
+from geoseg.model.unet import UNet
+from geoseg.predict.bundles import save_bundle
+
+UTM = CRS.from_epsg(25832)
+AFFINE = rasterio.Affine(0.6, 0, 350_000.3, 0, -0.6, 5_600_000.7)
+CLASSES = (
+    ClassName(name="background", color=(0, 0, 0)),
+    ClassName(name="building", color=(230, 85, 60)),
+    ClassName(name="road", color=(250, 200, 60)),
+)
+
+
+def seeded_bundle(
+    folder: Path,
+    *,
+    seed: int = 0,
+    depth: int = 2,
+    width: int = 4,
+    bands: tuple[str, ...] = ("red", "green", "blue"),
+    dtype: Any = "uint8",
+    resolution_m: float | None = None,
+) -> Path:
+    """Save an untrained network whose logits vary with the image; the folder is its URI."""
+    torch.manual_seed(seed)
+    network = UNet(len(bands), len(CLASSES), depth=depth, width=width, norm="batch")
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.05, 0.4)
+    _balance(network.eval(), len(bands))
+    description = BundleDescription(
+        name=f"seed-{seed}",
+        variant=UNetVariant(depth=depth, width=width, norm="batch"),
+        bands=bands,
+        dtype=dtype,
+        resolution_m=resolution_m,
+        mean=(110.0,) * len(bands),
+        std=(50.0,) * len(bands),
+        classes=CLASSES,
+        origin="not trained, for tests",
+    )
+    save_bundle(Bundle.from_network(network, description), str(folder))
+    return folder
+
+
+def _balance(network: UNet, num_bands: int) -> None:
+    """Shift and stretch the logits so that each class wins somewhere."""
+    image = torch.randn(1, num_bands, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    with torch.no_grad():
+        logits = network(image).transpose(0, 1).flatten(1)
+        network.head.weight.div_(logits.std(1)[:, None, None, None])
+        network.head.bias.copy_((network.head.bias - logits.mean(1)) / logits.std(1))
+
+
+def write_scene(path: Path, pixels: npt.NDArray[Any], **profile: Any) -> Path:
+    """Write pixels (band, row, col) as a tiled GeoTIFF; keywords overrule the profile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "driver": "GTiff",
+        "count": pixels.shape[0],
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "dtype": pixels.dtype.name,
+        "crs": UTM,
+        "transform": AFFINE,
+        "compress": "deflate",
+        "tiled": True,
+        "blockxsize": 256,
+        "blockysize": 256,
+        "photometric": "rgb" if pixels.shape[0] == 3 else "minisblack",
+    }
+    with rasterio.open(path, "w", **{**settings, **profile}) as dataset:
+        dataset.write(pixels)
+    return path
+
+
+def mirrored_whole(image: npt.NDArray[Any], halo: int, stride: int) -> npt.NDArray[Any]:
+    """(band, row, col) with ``halo`` mirrored on every side and more at the far sides, up to a multiple of ``stride``."""
+    rows, cols = image.shape[-2:]
+    pad = [(0, 0)] * (image.ndim - 2) + [(halo, halo + -rows % stride), (halo, halo + -cols % stride)]
+    if min(rows, cols) == 1:  # numpy mirrors a single pixel as it should only with "edge"
+        for axis, size in ((-2, rows), (-1, cols)):
+            one = [(0, 0)] * image.ndim
+            one[axis] = pad[axis]
+            image = np.pad(image, one, mode="edge" if size == 1 else "reflect")
+        return image
+    return np.pad(image, pad, mode="reflect")
+
+
+def whole_logits(bundle: Bundle, image: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """Logits (class, row, col) of an image run once, padded="same", with a mirrored border."""
+    network = bundle.network().folded().to(memory_format=torch.channels_last)
+    halo, stride = network.halo, network.stride
+    pixels = torch.from_numpy(mirrored_whole(image, halo, stride).copy())[None]
+    counts = torch.from_numpy(mirrored_whole(valid, halo, stride).copy())[None]
+    with torch.inference_mode():
+        logits = network(bundle.description.normalization(pixels, counts))[0]
+    return logits[:, halo : halo + image.shape[1], halo : halo + image.shape[2]]
+
+
+def whole_mask(bundle: Bundle, path: Path) -> npt.NDArray[np.uint8]:
+    """The mask that a scene should get: rasterio reads it whole, the network sees it whole."""
+    with rasterio.open(path, driver="GTiff") as dataset:
+        image = dataset.read()[: len(bundle.description.bands)]
+        valid = dataset.dataset_mask() != 0
+    codes = whole_logits(bundle, image, valid).max(0).indices.to(torch.uint8).numpy()
+    return np.where(valid, codes, np.uint8(255))
+
+
+def published_mask(path: str) -> npt.NDArray[np.uint8]:
+    """The pixels of a published mask."""
+    with rasterio.open(path) as dataset:
+        mask: npt.NDArray[np.uint8] = dataset.read(1)
+    return mask
