@@ -101,7 +101,10 @@ def make_run_spec(job: Job) -> RunSpec:
         margin=network.margin,
         config=job.predict,
     )
-    run.fingerprint("")  # an area of interest that is not there ends the job here
+    try:
+        run.fingerprint("")
+    except store.ObjectMissingError as error:
+        raise ConfigError(f"the area of interest {error}") from error
     return run
 
 

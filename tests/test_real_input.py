@@ -114,7 +114,7 @@ def test_bucket_to_bucket_gives_the_same_masks(
     assert {scene.id: store.read(scene.mask) for scene in report.scenes} == masks
     checked = verify_output(f"s3://{bucket}/out")
     assert (checked.num_items, checked.faults, checked.orphans) == (5, (), ())
-    assert not [info for info in store.walk(f"s3://{bucket}/out/_geoseg/parts")]
+    assert not list(store.walk(f"s3://{bucket}/out/_geoseg/parts"))
 
     standing = {info.uri: info.etag for info in store.walk(f"s3://{bucket}/out") if "/_geoseg/" not in info.uri}
     again = geoseg.predict(f"s3://{bucket}/in/", f"s3://{bucket}/out", engine="local")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 from ray.data import Dataset
 
-from geoseg.cluster.operators import publish_task
+from geoseg.cluster.operators import Publisher
 from geoseg.cluster.rows import report_of
 from geoseg.errors import GeosegError, StopError, stop_error
 from geoseg.predict.ledger import Ledger
@@ -16,14 +17,19 @@ from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
 from geoseg.predict.progress import Progress
 from geoseg.raster.scene import SceneRef
 
-_MAX_PUBLISHING = 64
+_WAITING_TO_PUBLISH = 64
+_AT_ONCE = 4  # scenes that one publisher puts together side by side
 
 
 class Driver:
     """Follows a chain's outcomes and keeps the ledger."""
 
-    def __init__(self, run: RunSpec, progress: Progress, check: Callable[[], None]) -> None:
-        self._run, self._progress, self._check = run, progress, check
+    def __init__(self, run: RunSpec, progress: Progress, check: Callable[[], None], *, publishers: int) -> None:
+        self._progress, self._check = progress, check
+        actor = ray.remote(Publisher).options(
+            num_cpus=0, max_restarts=4, max_task_retries=2, max_concurrency=_AT_ONCE, scheduling_strategy="SPREAD"
+        )
+        self._publishers: Iterator[Any] = itertools.cycle([actor.remote(run) for _ in range(publishers)])
         self._ledger = Ledger()
         self._publishing: dict[Any, ScenePlan] = {}
 
@@ -33,7 +39,7 @@ class Driver:
             for row in outcomes.iter_rows():
                 self._progress.ready(row["ready_at"])
                 self._take(row)
-                self._collect(wait_for=_MAX_PUBLISHING)
+                self._collect(wait_for=_WAITING_TO_PUBLISH)
                 self._progress.show()
                 self._check()
         except (ray.exceptions.RayError, RuntimeError) as error:
@@ -58,7 +64,7 @@ class Driver:
         else:
             complete = self._take_scene(row)
         if complete is not None:
-            self._publishing[publish_task.remote(self._run, complete.to_json())] = complete
+            self._publishing[next(self._publishers).publish.remote(complete.to_json())] = complete
 
     def _take_scene(self, row: dict[str, Any]) -> ScenePlan | None:
         report = report_of(row)

@@ -7,13 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import ray
 import torch
 from ray.util.metrics import Counter
 
 from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, outcome_row, pack_pixels, task_of, unpack_pixels
 from geoseg.errors import GeosegError, StopError
-from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
+from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.publish import Published, publish_scene
 from geoseg.predict.worker import WindowDone, WindowReader, Worker
 
@@ -74,11 +73,15 @@ class PredictWindows:
                 self._seconds.inc(seconds, {"step": step})
 
 
-@ray.remote(num_cpus=0, max_retries=2)
-def publish_task(run: RunSpec, plan_json: str) -> tuple[Published | None, str, str]:
-    """Publish a scene anywhere on the cluster: what was published, or a sentence, and what stops the job."""
-    plan: ScenePlan = plan_from_json(plan_json)
-    try:
-        return publish_scene(run, plan), "", ""
-    except GeosegError as error:
-        return None, str(error), type(error).__name__ if isinstance(error, StopError) else ""
+class Publisher:
+    """Publishes scenes; it stands from the start of a run, so that the first scene does not wait for its imports."""
+
+    def __init__(self, run: RunSpec) -> None:
+        self._run = run
+
+    def publish(self, plan_json: str) -> tuple[Published | None, str, str]:
+        """What was published, or a sentence, and the kind of error that stops the job."""
+        try:
+            return publish_scene(self._run, plan_from_json(plan_json)), "", ""
+        except GeosegError as error:
+            return None, str(error), type(error).__name__ if isinstance(error, StopError) else ""

@@ -10,7 +10,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from geoseg.cluster.driver import Driver
 from geoseg.cluster.operators import PredictWindows, read_windows
 from geoseg.cluster.resources import Workers, plan_workers
-from geoseg.cluster.rows import ROWS_PER_BLOCK, SceneWindows
+from geoseg.cluster.rows import SceneWindows
 from geoseg.cluster.session import session, settings
 from geoseg.config import ClusterConfig
 from geoseg.predict.ledger import Ledger
@@ -26,14 +26,16 @@ def predict_on_cluster(
 
     The objects are those of ``predict_locally``, byte for byte. Raises StopError kinds alone.
     """
-    with session(cluster), settings(cluster):
-        outcomes = window_outcomes(refs, run, cluster, plan_workers(cluster))
-        return Driver(run, progress, check).follow(outcomes, refs)
+    with session(cluster):
+        workers = plan_workers(cluster)
+        with settings(cluster, rows_per_block=workers.rows_per_block):
+            driver = Driver(run, progress, check, publishers=workers.publishers)
+            return driver.follow(window_outcomes(refs, run, cluster, workers), refs)
 
 
 def window_outcomes(refs: list[SceneRef], run: RunSpec, cluster: ClusterConfig, workers: Workers) -> Dataset:
     """The chain: scenes go in, a row comes out for each scene that was planned and each window that ended."""
-    rows: Dataset = ray.data.read_datasource(SceneWindows(refs, run))
+    rows: Dataset = ray.data.read_datasource(SceneWindows(refs, run, rows_per_block=workers.rows_per_block))
     if cluster.read == "tasks":
         rows = rows.map_batches(
             read_windows,
@@ -45,7 +47,7 @@ def window_outcomes(refs: list[SceneRef], run: RunSpec, cluster: ClusterConfig, 
     outcomes: Dataset = rows.map_batches(
         PredictWindows,
         fn_constructor_args=(run, cluster.read_threads, workers.threads),
-        batch_size=ROWS_PER_BLOCK,
+        batch_size=workers.rows_per_block,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers.num, max_tasks_in_flight_per_actor=2),
         num_cpus=workers.cpus,

@@ -9,16 +9,24 @@ import ray
 
 from geoseg.config import ClusterConfig
 
+_MAX_PUBLISHERS = 8
+_ROWS_ON_CPU, _ROWS_ON_GPU = 4, 32
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """Device actors: how many, Ray's CPUs and GPUs for each, threads of the network in each, and read tasks at once."""
+    """Device actors: how many, Ray's CPUs and GPUs for each, threads of the network in each, and read tasks at once.
+
+    ``rows_per_block``: windows that a worker is handed together; few where each takes long, so that the last ones spread.
+    """
 
     num: int
     cpus: float
     gpus: float
     threads: int
     read_tasks: int
+    publishers: int
+    rows_per_block: int
 
 
 def plan_workers(cluster: ClusterConfig) -> Workers:
@@ -27,14 +35,23 @@ def plan_workers(cluster: ClusterConfig) -> Workers:
     Device actors never take all CPUs: planning, reading and publishing would wait for ever.
     """
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = there.get("CPU", 1.0), int(there.get("GPU", 0))
-    if gpus:
-        num = cluster.workers or gpus
-        return Workers(num=num, cpus=0, gpus=min(1.0, gpus / num), threads=1, read_tasks=max(1, int(cpus) - 1))
     nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
-    cores = (os.cpu_count() or 1) if nodes == 1 else max(1, int(cpus))
-    num = cluster.workers or max(1, cores // 2)
-    share = int(10 * max(cpus - 1, 0.5) / num) / 10
+    cpus, gpus = there.get("CPU", 1.0), int(there.get("GPU", 0))
+    read_tasks, publishers = max(1, int(cpus) - 1), min(nodes, _MAX_PUBLISHERS)
+    if gpus:
+        num, per_worker, threads, rows = cluster.workers or gpus, 0.0, 1, _ROWS_ON_GPU
+        gpu_share = min(1.0, gpus / num)
+    else:
+        cores = (os.cpu_count() or 1) if nodes == 1 else max(1, int(cpus))
+        num, gpu_share, rows = cluster.workers or max(1, cores // 2), 0.0, _ROWS_ON_CPU
+        per_worker = min(1.0, max(0.1, int(10 * max(cpus - 1, 0.5) / num) / 10))
+        threads = max(1, cores // num)
     return Workers(
-        num=num, cpus=min(1.0, max(0.1, share)), gpus=0, threads=max(1, cores // num), read_tasks=max(1, int(cpus) - 1)
+        num=num,
+        cpus=per_worker,
+        gpus=gpu_share,
+        threads=threads,
+        read_tasks=read_tasks,
+        publishers=publishers,
+        rows_per_block=rows,
     )

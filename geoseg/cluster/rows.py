@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,7 @@ from geoseg.raster.raster import Raster
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window
 
-ROWS_PER_BLOCK = 8
-_BYTES_PER_ROW = 3000
+BYTES_PER_ROW = 3000
 _SCENES_PER_TASK = 64
 _MAX_TASKS = 256
 
@@ -57,13 +57,13 @@ _BLANK: dict[str, Any] = {field.name: 0 if field.type == pa.int64() else "" for 
 class SceneWindows(Datasource):
     """Plans scenes in read tasks on the cluster and streams their windows as rows: the plan never stands in the driver."""
 
-    def __init__(self, refs: list[SceneRef], run: RunSpec) -> None:
+    def __init__(self, refs: list[SceneRef], run: RunSpec, *, rows_per_block: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._refs, self._run = refs, run
+        self._refs, self._run, self._rows_per_block = refs, run, rows_per_block
 
     def estimate_inmemory_data_size(self) -> int | None:
         """A guess for Ray's planner; rows are small and stream."""
-        return len(self._refs) * _BYTES_PER_ROW * 100
+        return len(self._refs) * BYTES_PER_ROW * 100
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -73,17 +73,14 @@ class SceneWindows(Datasource):
         num_tasks = min(len(self._refs), max(min(parallelism, _MAX_TASKS), -(-len(self._refs) // _SCENES_PER_TASK)))
         tasks = []
         for index in range(num_tasks):
-            refs, run = self._refs[index::num_tasks], self._run
+            read = partial(_plan, self._refs[index::num_tasks], self._run, self._rows_per_block)
 
-            def read(refs: list[SceneRef] = refs, run: RunSpec = run) -> Iterator[pa.Table]:
-                return _plan(refs, run)
-
-            metadata = BlockMetadata(num_rows=None, size_bytes=_BYTES_PER_ROW * 100, input_files=None, exec_stats=None)
+            metadata = BlockMetadata(num_rows=None, size_bytes=BYTES_PER_ROW * 100, input_files=None, exec_stats=None)
             tasks.append(ReadTask(read, metadata, schema=DESCRIPTOR, per_task_row_limit=per_task_row_limit))
         return tasks
 
 
-def _plan(refs: list[SceneRef], run: RunSpec) -> Iterator[pa.Table]:
+def _plan(refs: list[SceneRef], run: RunSpec, rows_per_block: int) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     for ref in refs:
         try:
@@ -104,7 +101,7 @@ def _plan(refs: list[SceneRef], run: RunSpec) -> Iterator[pa.Table]:
                 "height": window.height,
             }
             rows.append({**_BLANK, "kind": "window", "scene_id": ref.id, "plan": plan, **place})
-            if len(rows) >= ROWS_PER_BLOCK:
+            if len(rows) >= rows_per_block:
                 yield pa.Table.from_pylist(rows, schema=DESCRIPTOR)
                 rows = []
     yield pa.Table.from_pylist(rows, schema=DESCRIPTOR)

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 import ray
 from ray.data import DataContext, ExecutionResources
 
+from geoseg.cluster.rows import BYTES_PER_ROW
 from geoseg.config import ClusterConfig
 from geoseg.errors import StopError
 
 _OBJECT_STORE_BYTES = 1 << 30
 _SPARE_CPUS = 2
-_BLOCK_BYTES = 32 << 10  # about eight windows' descriptors
 _MAX_ERRORED_BLOCKS = 16
 
 
@@ -85,14 +85,14 @@ def _without_greeting() -> Iterator[None]:
 
 
 @contextmanager
-def settings(cluster: ClusterConfig) -> Iterator[None]:
+def settings(cluster: ClusterConfig, *, rows_per_block: int) -> Iterator[None]:
     """Ray Data's settings for the block, put back afterwards.
 
     Blocks are kept small so that windows spread over the workers and a retry repeats little; the object store has a
     ceiling; a block that kills its worker again and again is given up instead of the whole job.
     """
     context = DataContext.get_current().copy()
-    context.target_max_block_size = _BLOCK_BYTES
+    context.target_max_block_size = rows_per_block * BYTES_PER_ROW
     context.target_min_block_size = 1
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=cluster.object_store_mib << 20

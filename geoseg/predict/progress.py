@@ -29,6 +29,7 @@ class Progress:
         self._working_since = self.started
         self._shown = self.started
         self._width = 0
+        self._ended = 0.0
 
     def ready(self, at: float | None = None) -> None:
         """The first worker stands (``at``: since when, in seconds since 1970; now if None).
@@ -59,6 +60,8 @@ class Progress:
     def scene_settled(self, status: str) -> None:
         """A scene is published, unchanged, refused or failed."""
         self.scenes_settled += 1
+        if self.scenes_settled == self.num_scenes:
+            self._ended = time.perf_counter()
         self.scenes_bad += status in ("refused", "failed")
         if status in ("refused", "unchanged"):
             self.scenes_planned += 1
@@ -66,8 +69,8 @@ class Progress:
 
     @property
     def working_s(self) -> float:
-        """Seconds since the workers stand."""
-        return max(1e-9, time.perf_counter() - self._working_since)
+        """Seconds from when the first worker stood until now, or until the last scene was settled."""
+        return max(1e-9, (self._ended or time.perf_counter()) - self._working_since)
 
     def line(self) -> str:
         """One line: how far, how fast, how long still."""

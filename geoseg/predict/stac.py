@@ -75,7 +75,15 @@ def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict
     for key, told in assets.items():
         _add_asset(item, key, told, run, classes)
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
+    document["properties"] = _without_nulls(document["properties"])
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _without_nulls(value: Any) -> Any:
+    """What pystac's extensions leave open they write as null, which their schemas do not all allow."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _add_asset(item: pystac.Item, key: str, told: dict[str, Any], run: RunSpec, classes: list[int]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pystac import STACObjectType
-from pystac.errors import STACError
+from pystac.errors import STACError, STACValidationError
 from pystac.validation import validate_dict
 
 from geoseg.errors import AccessDeniedError, GeosegError, NothingReadableError
@@ -78,8 +78,8 @@ def _item_faults(document: dict[str, Any]) -> Iterator[str]:
     """The core schema comes with pystac; those of the extensions are URLs, which are not fetched."""
     try:
         validate_dict(document, stac_object_type=STACObjectType.ITEM, extensions=[])
-    except (STACError, ValueError, KeyError) as error:
-        yield f"not a valid STAC item: {error}"
+    except (STACError, STACValidationError, ValueError, KeyError) as error:
+        yield f"not a valid STAC item: {str(error).strip().splitlines()[0]}"
 
 
 def _asset_faults(href: str, key: str, asset: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:

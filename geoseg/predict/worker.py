@@ -122,7 +122,7 @@ class Worker:
         self.reader = WindowReader()
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._ahead = 2 * read_threads + self.batch
+        self._ahead = read_threads + self.batch
 
     def run(self, tasks: Iterable[Task], pixels: Iterable[WindowPixels] | None = None) -> Iterator[WindowDone]:
         """Read (unless ``pixels`` come along), predict and store windows; one outcome for each task, in no order.

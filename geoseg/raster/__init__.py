@@ -23,4 +23,4 @@ _SKIPPED_DRIVERS = (
 os.environ["GDAL_SKIP"] = _SKIPPED_DRIVERS
 os.environ["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
 os.environ["GDAL_PAM_ENABLED"] = "NO"
-os.environ.setdefault("GDAL_CACHEMAX", "128")  # MiB; GDAL's own default is 5 % of the machine for each process
+os.environ.setdefault("GDAL_CACHEMAX", "64")  # MiB; GDAL's own default is 5 % of the machine for each process

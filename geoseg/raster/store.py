@@ -34,6 +34,7 @@ _SCHEMES = ("s3", "gs", "az", "memory", "file")
 _CONCURRENCY = 16
 _PART_BYTES = 8 << 20
 _DENIED = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403 Forbidden")
+_NO_ACCESS = "access denied; check the credentials and the bucket's policy"
 _T = TypeVar("_T")
 
 
@@ -142,29 +143,34 @@ def _speaking_of(uri: str, action: str) -> Iterator[None]:
         yield
     except GeosegError:
         raise
-    except (FileNotFoundError, NotADirectoryError, failures.NotFoundError) as error:
-        if "NoSuchBucket" in str(error):
-            raise ConfigError(f"{redact(uri)}: there is no such bucket") from error
-        raise ObjectMissingError(f"{redact(uri)}: there is no such file or object") from error
-    except (failures.AlreadyExistsError, FileExistsError) as error:
-        raise ObjectExistsError(f"{redact(uri)}: exists already") from error
-    except failures.PreconditionError as error:
-        raise ObjectExistsError(f"{redact(uri)}: was changed by somebody else in the meantime") from error
-    except (PermissionError, failures.PermissionDeniedError, failures.UnauthenticatedError) as error:
-        raise AccessDeniedError(
-            f"{redact(uri)}: access denied on {action}; check the credentials and the bucket's policy"
-        ) from error
-    except failures.InvalidPathError as error:
-        raise ConfigError(f"{redact(uri)}: not a name that a store can hold") from error
     except (failures.BaseError, OSError, ValueError) as error:
-        if "NoSuchBucket" in str(error):
-            raise ConfigError(f"{redact(uri)}: there is no such bucket") from error
-        if any(sign in str(error) for sign in _DENIED):
-            raise AccessDeniedError(
-                f"{redact(uri)}: access denied on {action}; check the credentials and the bucket's policy"
-            ) from error
-        first_line = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        raise StoreError(f"{redact(uri)}: the store failed on {action}: {first_line}") from error
+        raise _as_ours(error, redact(uri), action) from error
+
+
+_KINDS: tuple[tuple[tuple[type[Exception], ...], type[GeosegError], str], ...] = (
+    (
+        (FileNotFoundError, NotADirectoryError, failures.NotFoundError),
+        ObjectMissingError,
+        "there is no such file or object",
+    ),
+    ((failures.AlreadyExistsError, FileExistsError), ObjectExistsError, "exists already"),
+    ((failures.PreconditionError,), ObjectExistsError, "was changed by somebody else in the meantime"),
+    ((PermissionError, failures.PermissionDeniedError, failures.UnauthenticatedError), AccessDeniedError, _NO_ACCESS),
+    ((failures.InvalidPathError,), ConfigError, "not a name that a store can hold"),
+)
+
+
+def _as_ours(error: Exception, name: str, action: str) -> GeosegError:
+    text = str(error).strip()
+    if "NoSuchBucket" in text:
+        return ConfigError(f"{name}: there is no such bucket")
+    if any(sign in text for sign in _DENIED):
+        return AccessDeniedError(f"{name}: {_NO_ACCESS}")
+    for kinds, ours, sentence in _KINDS:
+        if isinstance(error, kinds):
+            return ours(f"{name}: {sentence}")
+    first_line = redact(text.splitlines()[0]) if text else type(error).__name__
+    return StoreError(f"{name}: the store failed on {action}: {first_line}")
 
 
 def head(uri: str) -> ObjectInfo:

@@ -41,7 +41,7 @@ def one(side: int, folder: Path) -> None:
     from geoseg.run import run_job
 
     block = synthetic_image(512, 512, seed=1, nodata_fraction=0).pixels_bhw
-    bundle = seeded_bundle(folder / "bundle")
+    bundle = seeded_bundle(folder / "bundle", depth=1, width=2)
     if side == SPARSE:
         places = [(row, col) for row in (0, 300, 780) for col in (1, 2, 400, 780)]
         scene = write_sparse(folder / "sparse.tif", block, side, places)
@@ -51,7 +51,7 @@ def one(side: int, folder: Path) -> None:
     before = peak_bytes()
     start = time.perf_counter()
     values = {"scenes": [str(scene)], "out": str(folder / "out"), "bundle": str(bundle), "cluster": {"engine": "local"}}
-    report = run_job(load_job(None, {**values, "predict": {"window": 2048}}), quiet=not sys.stderr.isatty())
+    report = run_job(load_job(None, {**values, "predict": {"window": 1024}}), quiet=not sys.stderr.isatty())
     seconds = time.perf_counter() - start
     assert report.exit_code == 0, report.scenes
     mask = report.scenes[0].mask

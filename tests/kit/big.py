@@ -47,7 +47,7 @@ def write_sparse(path: Path, block: npt.NDArray[np.uint8], side: int, places: li
     with rasterio.open(
         path, "w", driver="GTiff", width=side, height=side, count=block.shape[0], dtype="uint8", crs=UTM,
         transform=AFFINE, tiled=True, blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", interleave="pixel",
-        photometric="rgb", BIGTIFF="YES", SPARSE_OK=True, nodata=0,
+        photometric="rgb" if block.shape[0] == 3 else "minisblack", BIGTIFF="YES", SPARSE_OK=True, nodata=0,
     ) as dataset:  # fmt: skip
         for row, col in places:
             dataset.write(block, window=rasterio.windows.Window(col * BLOCK, row * BLOCK, BLOCK, BLOCK))

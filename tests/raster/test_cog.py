@@ -121,5 +121,5 @@ def test_what_has_no_data_is_not_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [3, 7, 20, -1])
 def test_a_part_cut_short_is_noticed(cut: int) -> None:
     data = pack_blocks({}, [(0, 0, 0, b"abc")])
-    with pytest.raises(ValueError, match="run of blocks|Expecting|Unterminated|buffer"):
+    with pytest.raises(ValueError, match=r"run of blocks|Expecting|Unterminated|buffer"):
         unpack_blocks(data[:cut])

@@ -1,0 +1,228 @@
+"""A scene stands whole or not at all, once, whoever publishes it and how often."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit.oracle import published_mask, seeded_bundle, write_scene
+
+import geoseg
+from geoseg.config import load_job
+from geoseg.errors import ConflictError, OutputHeldError, SceneChangedError, SceneReadError, StoreError
+from geoseg.predict.lease import Lease
+from geoseg.predict.ledger import Ledger, prepare_scene
+from geoseg.predict.parts import finished_parts, part_uri
+from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
+from geoseg.predict.publish import publish_scene
+from geoseg.predict.verify import verify_output
+from geoseg.predict.worker import Task, Worker
+from geoseg.raster import store
+from geoseg.raster.geotiff import SceneReader
+from geoseg.raster.scene import SceneRef
+from geoseg.raster.synthetic import synthetic_image
+from geoseg.run import make_run_spec
+
+
+@dataclass
+class Work:
+    """A scene whose parts are all made, ready to be published."""
+
+    ref: SceneRef
+    run: RunSpec
+    plan: ScenePlan
+    path: Path
+
+    def make_parts(self) -> None:
+        """Make the parts that are not there."""
+        finished = finished_parts(self.run, self.plan)
+        worker = Worker(self.run)
+        done = list(
+            worker.run([task for task in self.tasks() if part_uri(self.run, self.plan, task.window) not in finished])
+        )
+        worker.close()
+        assert not [one.error for one in done if one.error]
+
+    def tasks(self) -> list[Task]:
+        reader = SceneReader(self.plan.scene)
+        try:
+            return [Task(self.plan, window) for window in self.plan.windows(reader)]
+        finally:
+            reader.close()
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    made = synthetic_image(1100, 700, seed=1)
+    path = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
+    bundle = seeded_bundle(tmp_path / "bundle")
+    values = {"scenes": [str(path)], "out": str(tmp_path / "out"), "bundle": str(bundle), "predict": {"window": 512}}
+    run = make_run_spec(load_job(None, values))
+    ref = SceneRef("scene", str(path))
+    plan = prepare_scene(ref, run).plan
+    assert plan is not None
+    made_work = Work(ref, run, plan, path)
+    made_work.make_parts()
+    return made_work
+
+
+def objects(work: Work) -> dict[str, bytes]:
+    folder = Path(work.run.out) / "scene"
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_publishing_twice_leaves_the_same_objects(work: Work) -> None:
+    first = publish_scene(work.run, work.plan)
+    before = objects(work)
+    work.make_parts()
+    assert publish_scene(work.run, work.plan) == first
+    assert objects(work) == before
+    assert set(before) == {"item.json", *(name for name in before if name.startswith(("mask-", "thumbnail-")))}
+
+
+def test_eight_publishers_at_once_leave_one_scene(work: Work) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(publish_scene, work.run, work.plan) for _ in range(8)]
+    outcomes = [future.exception() for future in futures]
+    assert None in outcomes
+    assert all(error is None or isinstance(error, (SceneReadError, StoreError)) for error in outcomes), outcomes
+    assert len(objects(work)) == 3
+    assert verify_output(work.run.out).faults == ()
+
+
+def test_a_missing_part_publishes_nothing(work: Work) -> None:
+    store.delete([min(finished_parts(work.run, work.plan))])
+    with pytest.raises(SceneReadError, match="part is missing; run again"):
+        publish_scene(work.run, work.plan)
+    assert not store.exists(f"{work.run.out}/scene/item.json")
+
+
+def test_a_damaged_part_is_removed_and_redone(work: Work) -> None:
+    uri = min(finished_parts(work.run, work.plan))
+    store.write(uri, store.read(uri)[:-3])
+    with pytest.raises(StoreError, match="damaged; run again"):
+        publish_scene(work.run, work.plan)
+    assert uri not in finished_parts(work.run, work.plan)
+    work.make_parts()
+    publish_scene(work.run, work.plan)
+    assert verify_output(work.run.out).faults == ()
+
+
+def test_a_scene_replaced_meanwhile_is_not_published(work: Work) -> None:
+    write_scene(work.path, synthetic_image(1100, 700, seed=2).pixels_bhw, nodata=0)
+    with pytest.raises(SceneChangedError, match="run again to take the new version"):
+        publish_scene(work.run, work.plan)
+    assert not store.exists(f"{work.run.out}/scene/item.json")
+    assert not finished_parts(work.run, work.plan), "parts of the old version must not meet those of another"
+
+
+def test_an_id_taken_by_another_scene_is_a_conflict(work: Work, tmp_path: Path) -> None:
+    publish_scene(work.run, work.plan)
+    other = write_scene(tmp_path / "elsewhere" / "scene.tif", synthetic_image(600, 600, seed=3).pixels_bhw, nodata=0)
+    report = geoseg.predict(str(other), work.run.out, bundle=work.run.bundle_uri, engine="local", window=512)
+    assert report.scenes[0].status == "failed"
+    assert "this id is taken by" in report.scenes[0].sentence
+
+
+def test_an_item_that_appears_meanwhile_is_not_overwritten(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"{work.run.out}/scene/item.json"
+    monkeypatch.setattr("geoseg.predict.publish.published_item", lambda *_: None)
+    store.write(uri, b'{"someone": "else"}')
+    with pytest.raises(ConflictError, match="another run has published"):
+        publish_scene(work.run, work.plan)
+    assert store.read(uri) == b'{"someone": "else"}'
+
+
+def test_an_interrupted_run_goes_on_from_its_parts(work: Work) -> None:
+    parts = sorted(finished_parts(work.run, work.plan))
+    store.delete(parts[:2])
+    report = geoseg.predict(str(work.path), work.run.out, bundle=work.run.bundle_uri, engine="local", window=512)
+    assert report.exit_code == 0
+    assert report.pixels < work.plan.scene.grid.width * work.plan.scene.grid.height * 0.6
+    mask = published_mask(report.scenes[0].mask)
+    whole = geoseg.predict(str(work.path), work.run.out + "2", bundle=work.run.bundle_uri, engine="local", window=1024)
+    np.testing.assert_array_equal(mask, published_mask(whole.scenes[0].mask))
+
+
+def test_verify_finds_damage(work: Work) -> None:
+    published = publish_scene(work.run, work.plan)
+    mask = Path(published.mask_uri)
+    data = bytearray(mask.read_bytes())
+    data[len(data) // 2] ^= 1
+    mask.write_bytes(bytes(data))
+    assert "SHA-256" in verify_output(work.run.out).faults[0]
+    mask.write_bytes(bytes(data[:-10]))
+    assert "bytes, the item says" in verify_output(work.run.out).faults[0]
+    mask.unlink()
+    assert "no such file" in verify_output(work.run.out).faults[0]
+    item = Path(published.item_uri)
+    told = json.loads(item.read_text())
+    del told["properties"]["datetime"]
+    item.write_text(json.dumps(told))
+    assert any("not a valid STAC item" in fault for fault in verify_output(work.run.out).faults)
+
+
+def test_a_plan_travels_as_text(work: Work) -> None:
+    assert plan_from_json(work.plan.to_json()) == work.plan
+
+
+@pytest.mark.parametrize("order", ["scene first", "windows first", "twice"])
+def test_the_ledger_does_not_mind_the_order(order: str, work: Work) -> None:
+    ledger = Ledger()
+    complete = []
+    windows = [(0, 0), (0, 512), (512, 0)]
+    if order != "windows first":
+        complete.append(ledger.planned(work.plan, 3))
+    for row, col in windows * (2 if order == "twice" else 1):
+        complete.append(ledger.window_done("scene", row, col, ""))
+    if order == "windows first":
+        complete.append(ledger.planned(work.plan, 3))
+    assert [plan for plan in complete if plan is not None] == [work.plan]
+    ledger.abandon([])
+    assert ledger.reports == []
+
+
+def test_the_ledger_tells_of_what_was_lost(work: Work) -> None:
+    ledger = Ledger()
+    ledger.planned(work.plan, 3)
+    ledger.window_done("scene", 0, 0, "")
+    ledger.abandon([work.ref, SceneRef("never", "/never.tif")])
+    assert [(report.id, report.status) for report in ledger.reports] == [("scene", "failed"), ("never", "failed")]
+    assert "2 windows were lost" in ledger.reports[0].sentence
+
+
+def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    with (
+        Lease(out, beat_s=0.1),
+        pytest.raises(OutputHeldError, match="is writing to this output"),
+        Lease(out, beat_s=1),
+    ):
+        pass
+    with Lease(out, beat_s=0.1):
+        assert store.exists(f"{out}/_geoseg/lease.json")
+    assert not store.exists(f"{out}/_geoseg/lease.json")
+
+
+def test_a_dead_run_s_output_is_taken_over(tmp_path: Path) -> None:
+    uri = f"{tmp_path}/_geoseg/lease.json"
+    for holder in ({"run": "x", "beat": 3, "host": "elsewhere", "pid": 1}, "not json"):
+        store.write(uri, json.dumps(holder).encode() if isinstance(holder, dict) else holder.encode())
+        with Lease(str(tmp_path), beat_s=0.1) as lease:
+            assert json.loads(store.read(uri))["run"] == lease.run_id
+
+
+def test_a_lease_lost_ends_the_run(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), beat_s=0.05) as lease:
+        store.write(lease.uri, b'{"run": "other", "beat": 1}')
+        deadline = time.monotonic() + 10
+        while not lease._lost and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(OutputHeldError, match="taken this output over"):
+            lease.check()
+    assert json.loads(store.read(lease.uri))["run"] == "other", "another run's lease is not ours to remove"
