@@ -230,11 +230,8 @@ def plan_job(job: Job) -> JobPlan:
 def _bytes_to_read(prepared: Prepared, plan: ScenePlan, run: RunSpec) -> int:
     """Bytes of the blocks under the windows to do, at the level read, each block once, and their share of the mask."""
     reader = SceneReader(plan.scene)
-    try:
-        level = plan.stitching.level
-        return int(sum(reader.stored_bytes(window, level=level) for window in prepared.windows(run)))
-    finally:
-        reader.close()
+    level = plan.stitching.level
+    return int(sum(reader.stored_bytes(window, level=level) for window in prepared.windows(run)))
 
 
 def _memory_bytes(plan: ScenePlan, run: RunSpec) -> int:

@@ -45,13 +45,9 @@ class Prepared:
         """The windows to do: planned, and without a part from an earlier run."""
         if self.plan is None:
             return
-        reader = SceneReader(self.plan.scene)
-        try:
-            for window in self.plan.windows(reader):
-                if part_uri(run, self.plan, window) not in self.finished:
-                    yield window
-        finally:
-            reader.close()
+        for window in self.plan.windows(SceneReader(self.plan.scene)):
+            if part_uri(run, self.plan, window) not in self.finished:
+                yield window
 
 
 def prepare_scene(ref: SceneRef, run: RunSpec) -> Prepared:

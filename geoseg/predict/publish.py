@@ -76,11 +76,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
         )
     standing = published_item(run, scene.id)
     _refuse_foreign(standing, plan)
-    reader = SceneReader(scene)
-    try:
-        uris = [part_uri(run, plan, window) for window in plan.windows(reader)]
-    finally:
-        reader.close()
+    uris = [part_uri(run, plan, window) for window in plan.windows(SceneReader(scene))]
     classes = np.zeros(len(run.description.classes), np.int64)
     assets: dict[str, dict[str, Any]] = {}
     with CogAssembler(scene.grid, _mask_profile(run)) as assembler:

@@ -99,15 +99,13 @@ def _asset_faults(href: str, key: str, asset: dict[str, Any], document: dict[str
 
 def _raster_faults(href: str, info: store.ObjectInfo, properties: dict[str, Any]) -> Iterator[str]:
     geotiff = GeoTiff(href, size=info.size, etag=info.etag)
-    try:
-        dataset = geotiff.dataset(0)
-        if [dataset.height, dataset.width] != properties["proj:shape"]:
-            yield f"is {dataset.width} x {dataset.height}, the item says {properties['proj:shape']}"
+    height, width = geotiff.levels()[0]
+    if [height, width] != properties["proj:shape"]:
+        yield f"is {width} x {height}, the item says {properties['proj:shape']}"
+    with geotiff.header() as dataset:
         if list(dataset.transform)[:6] != properties["proj:transform"][:6]:
             yield "lies elsewhere than the item says"
-        if not all(image.tiled for image in geotiff.images):
-            yield "is not tiled as a Cloud-Optimized GeoTIFF"
-        for level in range(len(geotiff.levels())):
-            geotiff.index(level)
-    finally:
-        geotiff.close()
+    if not all(image.tiled for image in geotiff.images):
+        yield "is not tiled as a Cloud-Optimized GeoTIFF"
+    for level in range(len(geotiff.images)):
+        geotiff.index(level)

@@ -25,7 +25,7 @@ from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.raster import Raster
 from geoseg.raster.window import Window
 
-_OPEN_SCENES = 8
+_KNOWN_SCENES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +69,21 @@ class WindowDone:
 
 
 class WindowReader:
-    """Reads windows; keeps the last few scenes open in each thread that uses it."""
+    """Reads windows; keeps the block indexes of the last few scenes. For any number of threads."""
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self._readers: OrderedDict[tuple[str, str], SceneReader] = OrderedDict()
+        self._lock = threading.Lock()
 
     def _reader(self, plan: ScenePlan) -> SceneReader:
-        opened: OrderedDict[str, SceneReader] = self._local.__dict__.setdefault("opened", OrderedDict())
-        key = f"{plan.scene.uri}\0{plan.scene.etag}"
-        reader = opened.pop(key, None) or SceneReader(plan.scene)
-        opened[key] = reader
-        while len(opened) > _OPEN_SCENES:
-            opened.popitem(last=False)[1].close()
+        key = (plan.scene.uri, plan.scene.etag)
+        with self._lock:
+            reader = self._readers.pop(key, None)
+            if reader is None:
+                reader = SceneReader(plan.scene)
+            self._readers[key] = reader
+            while len(self._readers) > _KNOWN_SCENES:
+                self._readers.popitem(last=False)
         return reader
 
     def read(self, task: Task) -> WindowPixels:

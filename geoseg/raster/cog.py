@@ -258,7 +258,7 @@ class CogFile:
 def _header(assembler: CogAssembler, *, big: bool) -> bytes:
     """Everything before the first block: signature, ghost area, directories and their values."""
     template = _template(assembler.grid, assembler.profile)
-    number, inline = (16, 8) if big else (4, 4)
+    number = 16 if big else 4
     directories: list[dict[int, tiff.Entry]] = []
     for level, (height, width) in enumerate(assembler.sizes):
         entries = {t: e for t, e in template.items() if level == 0 or t not in _OF_THE_FULL_IMAGE_ONLY}
@@ -275,7 +275,7 @@ def _header(assembler: CogAssembler, *, big: bool) -> bytes:
     start = (16 if big else 8) + len(ghost)
     start += start % 2
     # First pass: sizes alone, which say where the blocks begin; second: the offsets that follow from it.
-    end = _write_directories(directories, start, big=big, inline=inline)[1]
+    end = tiff.write_directories(directories, start, big=big)[1]
     for level in reversed(range(len(directories))):
         counts = assembler.counts[level].astype(np.uint64)
         ends = np.cumsum(counts.ravel(), dtype=np.uint64) + np.uint64(end)
@@ -284,34 +284,9 @@ def _header(assembler: CogAssembler, *, big: bool) -> bytes:
         entry = directories[level][tiff.TILE_OFFSETS]
         raw = offsets.astype("<u8" if big else "<u4").tobytes()
         directories[level][tiff.TILE_OFFSETS] = tiff.Entry(entry.kind, entry.count, raw)
-    body, _ = _write_directories(directories, start, big=big, inline=inline)
+    body, _ = tiff.write_directories(directories, start, big=big)
     signature = struct.pack("<2sHHHQ", b"II", 43, 8, 0, start) if big else struct.pack("<2sHI", b"II", 42, start)
     return (signature + ghost).ljust(start, b"\0") + body
-
-
-def _write_directories(
-    directories: list[dict[int, tiff.Entry]], start: int, *, big: bool, inline: int
-) -> tuple[bytes, int]:
-    """The directories and their values from file position ``start`` on, and the position after them."""
-    out = bytearray()
-    for index, entries in enumerate(directories):
-        table_bytes = (8 + 20 * len(entries) + 8) if big else (2 + 12 * len(entries) + 4)
-        table = bytearray(struct.pack("<Q" if big else "<H", len(entries)))
-        values = bytearray()
-        values_at = start + len(out) + table_bytes
-        for tag, entry in sorted(entries.items()):
-            table += struct.pack("<HHQ" if big else "<HHI", tag, entry.kind, entry.count)
-            if len(entry.raw) <= inline:
-                table += entry.raw.ljust(inline, b"\0")
-            else:
-                values += bytes((values_at + len(values)) % 2)
-                table += struct.pack("<Q" if big else "<I", values_at + len(values))
-                values += entry.raw
-        values += bytes((values_at + len(values)) % 2)
-        last = index == len(directories) - 1
-        table += struct.pack("<Q" if big else "<I", 0 if last else values_at + len(values))
-        out += table + values
-    return bytes(out), start + len(out)
 
 
 def _template(grid: Grid, profile: CogProfile) -> dict[int, tiff.Entry]:

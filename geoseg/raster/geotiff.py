@@ -1,33 +1,33 @@
 """GeoTIFF in, pixels out: obstore fetches, GDAL decodes, nothing outside the named object is ever touched.
 
-The block index of a scene is read once; the byte ranges of a window's blocks are fetched ahead, merged and side by side;
-GDAL sees them through an opener that answers from memory. Measurements behind this: a plain opener fetches 2 to 4 times
-the bytes, and a failed request inside GDAL's own network layer sticks to the process.
+The block index of a scene is read once; the byte ranges of a window's blocks are fetched merged and side by side, and GDAL
+is handed them as a small TIFF in memory. Behind this: a failed request inside GDAL's own network layer sticks to the
+process, and a Python file under GDAL fetches 2 to 4 times the bytes and, when a block is damaged, corrupts memory.
 """
 
 from __future__ import annotations
 
 import bisect
+import re
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
-from typing_extensions import Self
 
 from geoseg.errors import (
     GeoreferenceError,
-    GeosegError,
     NotGeoTiffError,
     SceneError,
     SceneReadError,
@@ -42,7 +42,9 @@ from geoseg.raster.window import Window
 MAX_BLOCK_BYTES = 64 << 20
 MAX_BANDS = 64
 _PAGE = 64 << 10
-_CACHE_BYTES = 48 << 20
+_CACHE_BYTES = 64 << 20
+_DECODE_BYTES = 32 << 20
+_OLD_JPEG = 6
 _MERGE_GAP = 32 << 10
 _MAX_FETCH = 8 << 20
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -62,242 +64,242 @@ class ReadOptions:
 
 
 class RangeFile:
-    """The bytes of one object, fetched by range and kept for a while; not for several threads at once.
-
-    ``fetch_ahead`` brings ranges in, side by side, before GDAL asks for them.
-    """
+    """The bytes of one object, fetched by range; ``bytes_fetched`` counts them."""
 
     def __init__(self, uri: str, size: int, etag: str) -> None:
         self.uri, self.size, self.etag = uri, size, etag
-        self.error: GeosegError | None = None
         self.bytes_fetched = 0
-        self._starts: list[int] = []
-        self._spans: OrderedDict[int, bytes] = OrderedDict()
-        self._held = 0
+        self._pages: dict[int, bytes] = {}
 
-    def fetch_ahead(self, ranges: list[tuple[int, int]]) -> None:
-        """Fetch what is not at hand of these byte ranges, neighbours merged, all side by side."""
-        missing = sorted(span for span in ranges if self._find(*span) is None)
+    def fetch(self, ranges: list[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each range, neighbours fetched together and all side by side. Raises what the store raises."""
         merged: list[tuple[int, int]] = []
-        for start, end in missing:
+        for start, end in sorted(ranges):
             if merged and start <= merged[-1][1] + _MERGE_GAP and end - merged[-1][0] <= _MAX_FETCH:
                 merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
             else:
                 merged.append((start, end))
-        if not merged:
-            return
-        for (start, _), body in zip(merged, store.read_ranges(self.uri, merged, etag=self.etag), strict=True):
-            self._keep(start, body)
-
-    def take(self, start: int, end: int) -> bytes:
-        """The bytes from ``start`` to ``end``; raises what the store raised."""
-        found = self._find(start, end)
-        if found is None:
-            page = (start // _PAGE * _PAGE, min(self.size, -(-end // _PAGE) * _PAGE))
-            self._keep(page[0], store.read_ranges(self.uri, [page], etag=self.etag)[0])
-            found = self._find(start, end)
-        if found is None:
-            raise SceneReadError(f"{self.uri}: cut short, bytes {start} to {end} are missing")
+        bodies = store.read_ranges(self.uri, merged, etag=self.etag) if merged else []
+        self.bytes_fetched += sum(len(body) for body in bodies)
+        starts = [start for start, _ in merged]
+        found = []
+        for start, end in ranges:
+            place = bisect.bisect_right(starts, start) - 1
+            found.append(bodies[place][start - starts[place] : end - starts[place]])
         return found
 
-    def _find(self, start: int, end: int) -> bytes | None:
-        index = bisect.bisect_right(self._starts, start) - 1
-        if index < 0:
-            return None
-        first = self._starts[index]
-        body = self._spans[first]
-        if end > first + len(body):
-            return None
-        self._spans.move_to_end(first)
-        return body[start - first : end - first]
+    def take(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` to ``end``; short ones come by pages, which are kept: headers are read in many steps."""
+        if end - start > _PAGE:
+            return self.fetch([(start, end)])[0]
+        found = b""
+        for page in range(start // _PAGE, -(-end // _PAGE)):
+            if page not in self._pages:
+                self._pages[page] = self.fetch([(page * _PAGE, min(self.size, (page + 1) * _PAGE))])[0]
+            found += self._pages[page]
+        first = start // _PAGE * _PAGE
+        return found[start - first : end - first]
 
-    def _keep(self, start: int, body: bytes) -> None:
-        self.bytes_fetched += len(body)
-        if start in self._spans:
-            self._held -= len(self._spans.pop(start))
-        else:
-            bisect.insort(self._starts, start)
-        self._spans[start] = body
-        self._held += len(body)
-        while self._held > _CACHE_BYTES and len(self._spans) > 1:
-            old, dropped = self._spans.popitem(last=False)
-            self._starts.remove(old)
-            self._held -= len(dropped)
+    def forget_pages(self) -> None:
+        """Drop the kept pages; the header has been read."""
+        self._pages.clear()
 
 
-class _Cursor:
-    """One open file handle of GDAL over a ``RangeFile``.
+class _DecodedBlocks:
+    """The blocks decoded last, shared by all threads of the process, so that neighbouring windows decode none twice."""
 
-    An exception must not cross GDAL, so ``read`` keeps it in the file's ``error`` and answers with nothing.
-    """
-
-    def __init__(self, file: RangeFile) -> None:
-        self._file = file
-        self._position = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """Bytes from the position on, fewer at the end, none after an error."""
-        end = self._file.size if size < 0 else min(self._file.size, self._position + size)
-        if end <= self._position:
-            return b""
-        try:
-            body = self._file.take(self._position, end)
-        except GeosegError as error:
-            self._file.error = self._file.error or error
-            return b""
-        self._position = end
-        return body
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to ``offset`` from the start (0), the position (1) or the end (2)."""
-        self._position = offset + (0, self._position, self._file.size)[whence]
-        return self._position
-
-    def tell(self) -> int:
-        """The position."""
-        return self._position
-
-    def close(self) -> None:
-        """Nothing to do: the ranges belong to the file."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class _Opener:
-    """What GDAL is told instead of file names: it can open nothing but the files registered here."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, RangeFile] = {}
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._held = 0
+        self._blocks: OrderedDict[tuple[Any, ...], npt.NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
-        self._next = 0
 
-    def register(self, file: RangeFile) -> str:
+    def get(self, key: tuple[Any, ...]) -> npt.NDArray[Any] | None:
         with self._lock:
-            self._next += 1
-            name = f"/geoseg/{self._next}.tif"
-            self._files[name] = file
-        return name
+            block = self._blocks.get(key)
+            if block is not None:
+                self._blocks.move_to_end(key)
+            return block
 
-    def forget(self, name: str) -> None:
+    def put(self, key: tuple[Any, ...], block: npt.NDArray[Any]) -> None:
         with self._lock:
-            self._files.pop(name, None)
+            if key in self._blocks:
+                return
+            self._blocks[key] = block
+            self._held += block.nbytes
+            while self._held > self._max_bytes:
+                self._held -= self._blocks.popitem(last=False)[1].nbytes
 
-    def __call__(self, path: str, mode: str = "rb", **_: object) -> _Cursor:
-        file = self._files.get("/" + str(path).lstrip("/"))
-        if file is None or "w" in mode or "a" in mode or "+" in mode:
-            raise FileNotFoundError(path)
-        return _Cursor(file)
 
-
-_OPENER = _Opener()
+_DECODED = _DecodedBlocks(_CACHE_BYTES)
 
 
 class GeoTiff:
-    """An open GeoTIFF: its directories, and its pixels by window. For one thread; close it when done."""
+    """A GeoTIFF's directories, and its pixels by window.
+
+    GDAL decodes, but never sees the file: it is handed excerpts in memory, a directory with just the blocks it is to
+    decode. So it opens nothing, waits for nothing, and keeps no handle that a thread could end in another's place.
+    """
 
     def __init__(self, uri: str, *, size: int, etag: str) -> None:
         self.uri = uri
         self.file = RangeFile(uri, size, etag)
         directories = tiff.read_directories(self.file.take, size)
+        self.file.forget_pages()
         images = [d for d in directories if not d.is_mask]
         if not images or images[0].is_overview:
             raise SceneReadError("the file is damaged: it has no full-size image")
         self.full = images[0]
-        self.images = [self.full, *(d for d in images[1:] if d.is_overview and d.width < self.full.width)]
+        smaller = [d for d in images[1:] if d.is_overview and d.width < self.full.width]
+        self.images = [self.full, *sorted(smaller, key=lambda d: -d.width)]
         self.masks = {(d.height, d.width): d for d in directories if d.is_mask}
-        self._check_costs()
+        for directory in (*self.images, *self.masks.values()):
+            _check_costs(directory)
         self._indexes: dict[tuple[int, int, bool], tiff.BlockIndex] = {}
-        self._datasets: dict[int, Any] = {}
-        self._name = _OPENER.register(self.file)
-
-    def _check_costs(self) -> None:
-        for directory in (self.full, *self.masks.values()):
-            if directory.block_bytes > MAX_BLOCK_BYTES:
-                rows, cols = directory.block_shape
-                raise SceneTooCostlyError(
-                    f"its pixels are stored in blocks of {cols} x {rows}, {directory.block_bytes >> 20} MiB each, the limit is "
-                    f"{MAX_BLOCK_BYTES >> 20} MiB; rewrite it with gdal_translate -of COG"
-                )
-        if self.full.number(tiff.SAMPLES, 1) > MAX_BANDS:
-            raise SceneTooCostlyError(
-                f"it has {self.full.number(tiff.SAMPLES, 1)} bands, the limit is {MAX_BANDS}; select bands with gdal_translate -b"
-            )
 
     def levels(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the full image and of each overview, largest first."""
         return tuple((d.height, d.width) for d in self.images)
 
+    def _directory(self, level: int, *, mask: bool) -> tiff.Directory | None:
+        return self.masks.get(self.levels()[level]) if mask else self.images[level]
+
     def index(self, level: int, *, mask: bool = False) -> tiff.BlockIndex | None:
         """Where the blocks of a level (or of its mask) lie; None when there is no such mask."""
-        size = self.levels()[level]
-        key = (*size, mask)
+        key = (*self.levels()[level], mask)
         if key not in self._indexes:
-            directory = self.masks.get(size) if mask else self.images[level]
+            directory = self._directory(level, mask=mask)
             if directory is None:
                 return None
             self._indexes[key] = tiff.block_index(directory, self.file.size)
         return self._indexes[key]
 
-    def dataset(self, level: int) -> Any:
-        """The rasterio dataset of a level (0 = full size), opened once."""
-        if level not in self._datasets:
-            options = {} if level == 0 else {"overview_level": level - 1}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                try:
-                    self._datasets[level] = rasterio.open(
-                        self._name, driver="GTiff", opener=_OPENER, sharing=False, **options
-                    )
-                except (RasterioError, CPLE_BaseError, SystemError, ValueError) as error:
-                    raise self._failure(error, "it cannot be opened") from error
-        return self._datasets[level]
-
-    def _failure(self, error: BaseException, what: str) -> GeosegError:
-        kept, self.file.error = self.file.error, None
-        if kept is not None:
-            return kept
-        detail = str(error.__cause__ or error).strip().splitlines()
-        text = f"{what}: {store.redact(detail[0])}" if detail else what
-        return SceneReadError(text.replace(self._name.lstrip("/"), "").replace("/vsiriopener_", ""))
-
-    def fetch_ahead(self, level: int, box: tuple[int, int, int, int], *, mask: bool = False) -> None:
-        """Bring in the blocks that a box (row_off, row_end, col_off, col_end) of a level touches."""
-        index = self.index(level, mask=mask)
-        if index is not None:
-            self.file.fetch_ahead(index.ranges(*box))
+    @contextmanager
+    def header(self) -> Iterator[Any]:
+        """A rasterio dataset with all that the full image says of itself, but one block large and without pixels."""
+        rows, cols = self.full.block_shape
+        with _decoding(tiff.excerpt(self.full, [b""] * self.full.num_planes, rows, cols), "its header") as dataset:
+            yield dataset
 
     def read_bands(self, level: int, bands: tuple[int, ...], box: tuple[int, int, int, int]) -> npt.NDArray[Any]:
-        """Pixels (band, row, col) in the file's dtype, exactly as decoded; ``bands`` count from 0."""
-        self.fetch_ahead(level, box)
-        return self._read(lambda ds, window: ds.read([band + 1 for band in bands], window=window), level, box)
+        """Pixels (band, row, col) in the file's dtype, exactly as decoded; ``bands`` count from 0.
+
+        ``box`` is (row_off, row_end, col_off, col_end). Blocks that the file does not hold are 0.
+        """
+        return self._read(level, bands, box, mask=False)
 
     def read_mask(self, level: int, box: tuple[int, int, int, int]) -> npt.NDArray[Any]:
         """The internal mask (row, col), 0 where there is no data."""
-        self.fetch_ahead(level, box, mask=True)
-        return self._read(lambda ds, window: ds.read_masks(1, window=window), level, box)
-
-    def _read(self, call: Any, level: int, box: tuple[int, int, int, int]) -> npt.NDArray[Any]:
-        window = ((box[0], box[1]), (box[2], box[3]))
-        dataset = self.dataset(level)
-        try:
-            pixels: npt.NDArray[Any] = call(dataset, window)
-        except (RasterioError, CPLE_BaseError, SystemError, ValueError) as error:
-            where = f"rows {box[0]} to {box[1]}, columns {box[2]} to {box[3]} cannot be decoded"
-            raise self._failure(error, where) from error
-        if self.file.error is not None:
-            raise self._failure(self.file.error, "")
+        pixels: npt.NDArray[Any] = self._read(level, (0,), box, mask=True)[0]
         return pixels
 
-    def close(self) -> None:
-        """Close the datasets and forget the ranges."""
-        for dataset in self._datasets.values():
-            dataset.close()
-        self._datasets.clear()
-        _OPENER.forget(self._name)
+    def _read(
+        self, level: int, bands: tuple[int, ...], box: tuple[int, int, int, int], *, mask: bool
+    ) -> npt.NDArray[Any]:
+        directory, index = self._directory(level, mask=mask), self.index(level, mask=mask)
+        assert directory is not None
+        assert index is not None
+        out: npt.NDArray[Any] | None = None
+        # Bands that lie apart in the file are decoded apart; those that lie together come together.
+        apart = directory.num_planes > 1
+        groups = [(band,) for band in bands] if apart else [tuple(range(directory.number(tiff.SAMPLES, 1)))]
+        for place, group in enumerate(groups):
+            for (row, col), block in self._blocks(directory, index, group, (level, mask, *group), box):
+                if out is None:
+                    out = np.zeros((len(bands), box[1] - box[0], box[3] - box[2]), block.dtype)
+                row_off, col_off = row * index.block_shape[0], col * index.block_shape[1]
+                top, left = max(row_off, box[0]), max(col_off, box[2])
+                bottom, right = min(row_off + block.shape[1], box[1]), min(col_off + block.shape[2], box[3])
+                part = block[:, top - row_off : bottom - row_off, left - col_off : right - col_off]
+                part = part if apart else part[list(bands)]
+                target = slice(place, place + 1) if apart else slice(None)
+                out[target, top - box[0] : bottom - box[0], left - box[2] : right - box[2]] = part
+        if out is None:
+            with self.header() as dataset:
+                dtype = "uint8" if mask else dataset.dtypes[bands[0]]
+            out = np.zeros((len(bands), box[1] - box[0], box[3] - box[2]), dtype)
+        return out
+
+    def _blocks(
+        self,
+        directory: tiff.Directory,
+        index: tiff.BlockIndex,
+        bands: tuple[int, ...],
+        what: tuple[Any, ...],
+        box: tuple[int, int, int, int],
+    ) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
+        """Places (row, col of the block grid) and pixels of the stored blocks that a box touches, decoded once."""
+        missing: list[tuple[int, int]] = []
+        for place in index.places(*box, plane=bands[0] if directory.num_planes > 1 else 0):
+            block = _DECODED.get((self.uri, self.file.etag, *what, *place))
+            if block is None:
+                missing.append(place)
+            else:
+                yield place, block
+        together = max(1, _DECODE_BYTES // max(1, directory.block_bytes))
+        for first in range(0, len(missing), together):
+            places = missing[first : first + together]
+            for place, block in zip(places, self._decode(directory, index, bands, places), strict=True):
+                _DECODED.put((self.uri, self.file.etag, *what, *place), block)
+                yield place, block
+
+    def _decode(
+        self, directory: tiff.Directory, index: tiff.BlockIndex, bands: tuple[int, ...], places: list[tuple[int, int]]
+    ) -> list[npt.NDArray[Any]]:
+        apart = directory.num_planes > 1
+        plane = bands[0] if apart else 0
+        ranges = []
+        for row, col in places:
+            start = int(index.offsets[plane, row, col])
+            ranges.append((start, start + int(index.counts[plane, row, col])))
+        bodies = self.file.fetch(ranges)
+        rows, cols = index.block_shape
+        if directory.tiled:
+            height, width = rows, cols * len(places)
+        else:  # strips lie below each other; the last of the image may be shorter, and is the last here
+            height, width = rows * len(places), cols
+            height -= max(0, (places[-1][0] + 1) * rows - directory.height)
+        hollow = [b""] * len(places)
+        planes = [bodies if number == plane else hollow for number in range(directory.num_planes)]
+        data = tiff.excerpt(directory, [body for one in planes for body in one], height, width)
+        named = (
+            f"the blocks at row {places[0][0]}, column {places[0][1]} to row {places[-1][0]}, column {places[-1][1]}"
+        )
+        with _decoding(data, named) as dataset:
+            pixels = dataset.read([band + 1 for band in bands])
+        if directory.tiled:
+            return [np.ascontiguousarray(part) for part in np.split(pixels, len(places), axis=2)]
+        return [pixels[:, at * rows : (at + 1) * rows] for at in range(len(places))]
+
+
+@contextmanager
+def _decoding(data: bytes, named: str) -> Iterator[Any]:
+    """A rasterio dataset over bytes in memory; what GDAL cannot make of them is a SceneReadError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
+                yield dataset
+    except (RasterioError, CPLE_BaseError, SystemError, ValueError) as error:
+        detail = re.sub(r"/?vsimem/[^\s:,]*", "the file", str(error.__cause__ or error).strip()).splitlines()
+        raise SceneReadError(f"{named} cannot be decoded" + (f": {detail[0]}" if detail else "")) from error
+
+
+def _check_costs(directory: tiff.Directory) -> None:
+    if directory.block_bytes > MAX_BLOCK_BYTES:
+        rows, cols = directory.block_shape
+        raise SceneTooCostlyError(
+            f"its pixels are stored in blocks of {cols} x {rows}, {directory.block_bytes >> 20} MiB each, the limit is "
+            f"{MAX_BLOCK_BYTES >> 20} MiB; rewrite it with gdal_translate -of COG"
+        )
+    if directory.number(tiff.SAMPLES, 1) > MAX_BANDS:
+        raise SceneTooCostlyError(
+            f"it has {directory.number(tiff.SAMPLES, 1)} bands, the limit is {MAX_BANDS}; select bands with gdal_translate -b"
+        )
+    if directory.number(tiff.COMPRESSION) == _OLD_JPEG:
+        raise SceneReadError(
+            "it is compressed with the JPEG of 1992 (code 6); rewrite it with gdal_translate -co COMPRESS=JPEG"
+        )
 
 
 def describe(ref: SceneRef, options: ReadOptions) -> Scene:
@@ -317,31 +319,29 @@ def describe(ref: SceneRef, options: ReadOptions) -> Scene:
 
 def _describe(ref: SceneRef, info: store.ObjectInfo, options: ReadOptions) -> Scene:
     geotiff = GeoTiff(ref.uri, size=info.size, etag=info.etag)
-    try:
-        dataset = geotiff.dataset(0)
+    for level in range(len(geotiff.images)):
+        geotiff.index(level)
+    shape = geotiff.levels()[0]
+    with geotiff.header() as dataset:
         dtype = _one_dtype(dataset)
-        sidecar = _mask_sidecar(ref.uri, geotiff, dataset, options)
         tagged = dataset.nodatavals
         if options.nodata is not None:
             tagged = tuple(options.nodata if value is None else value for value in tagged)
-        geotiff.index(0)
         return Scene(
             id=ref.id,
             uri=ref.uri,
             etag=info.etag,
             size=info.size,
-            grid=_grid(dataset, options),
+            grid=_grid(dataset, shape, options),
             bands=_band_names(dataset),
             dtype=dtype,
             levels=geotiff.levels(),
             nodata=tagged,
-            has_mask=bool(geotiff.masks.get((dataset.height, dataset.width))),
-            mask_sidecar=sidecar,
+            has_mask=shape in geotiff.masks,
+            mask_sidecar=_mask_sidecar(ref.uri, geotiff, dataset, options),
             block_shape=geotiff.full.block_shape,
             datetime=_datetime(dataset, info),
         )
-    finally:
-        geotiff.close()
 
 
 def _one_dtype(dataset: Any) -> str:
@@ -362,7 +362,7 @@ def _band_names(dataset: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _grid(dataset: Any, options: ReadOptions) -> Grid:
+def _grid(dataset: Any, shape: tuple[int, int], options: ReadOptions) -> Grid:
     crs = dataset.crs
     placed = not dataset.transform.is_identity
     if not placed:
@@ -388,7 +388,7 @@ def _grid(dataset: Any, options: ReadOptions) -> Grid:
         except CRSError as error:
             raise GeoreferenceError(f"--assume-crs {options.assume_crs} is not a CRS that PROJ knows") from error
     t = dataset.transform
-    return Grid(crs.to_wkt(), (t.a, t.b, t.c, t.d, t.e, t.f), dataset.height, dataset.width)
+    return Grid(crs.to_wkt(), (t.a, t.b, t.c, t.d, t.e, t.f), *shape)
 
 
 def _mask_sidecar(uri: str, geotiff: GeoTiff, dataset: Any, options: ReadOptions) -> bool:
@@ -416,7 +416,7 @@ def _datetime(dataset: Any, info: store.ObjectInfo) -> str:
 
 
 class SceneReader:
-    """Reads windows of one scene at one of its levels, with their valid pixels. For one thread; close it when done."""
+    """Reads windows of one scene at one of its levels, with their valid pixels. Nothing stays open between reads."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -527,12 +527,6 @@ class SceneReader:
         if window.row_off < 0 or window.col_off < 0 or window.row_end > height or window.col_end > width:
             raise ValueError(f"{window} reaches outside level {level} of {self.scene.id} ({width} x {height})")
         return window.row_off, window.row_end, window.col_off, window.col_end
-
-    def close(self) -> None:
-        """Close the file and its sidecar."""
-        self._geotiff.close()
-        if self._sidecar is not None:
-            self._sidecar.close()
 
 
 def _is_nodata(band: npt.NDArray[Any], value: float) -> npt.NDArray[np.bool_]:

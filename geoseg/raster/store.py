@@ -186,7 +186,9 @@ def _info(uri: str, meta: Any) -> ObjectInfo:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is an object of this name."""
+    """Whether there is an object of this name; of a file, nothing but its name is looked at."""
+    if "://" not in uri:
+        return os.path.isfile(uri)
     try:
         head(uri)
     except ObjectMissingError:

@@ -122,11 +122,11 @@ class BlockIndex:
             slice(max(0, col_off) // cols, max(0, -(-col_end // cols))),
         )
 
-    def ranges(self, row_off: int, row_end: int, col_off: int, col_end: int) -> list[tuple[int, int]]:
-        """The byte ranges of the blocks that these pixels touch."""
+    def places(self, row_off: int, row_end: int, col_off: int, col_end: int, *, plane: int) -> list[tuple[int, int]]:
+        """Row and column of the stored blocks that these pixels touch, row by row."""
         cut = self._cut(row_off, row_end, col_off, col_end)
-        pairs = zip(self.offsets[cut].ravel().tolist(), self.counts[cut].ravel().tolist(), strict=True)
-        return [(offset, offset + count) for offset, count in pairs if count]
+        found = np.argwhere(self.counts[plane][cut[1:]] > 0)
+        return [(cut[1].start + row, cut[2].start + col) for row, col in found.tolist()]
 
     def stored(self, row_off: int, row_end: int, col_off: int, col_end: int) -> bool:
         """Whether any block that these pixels touch is in the file."""
@@ -224,6 +224,61 @@ def _read_directory(fetch: Fetch, file_size: int, offset: int, order: str, *, bi
         entries[tag] = Entry(kind, count, raw)
     following = struct.unpack(order + ("Q" if big else "I"), body[-next_bytes:])[0]
     return Directory(entries, order), following
+
+
+def write_directories(
+    directories: list[dict[int, Entry]], start: int, *, big: bool, order: str = "<"
+) -> tuple[bytes, int]:
+    """Directories and their values as they stand in a file from position ``start`` on, and the position after them.
+
+    The values' bytes are taken as they are: they must be in the byte order ``order``.
+    """
+    out = bytearray()
+    inline = 8 if big else 4
+    for index, entries in enumerate(directories):
+        table_bytes = (8 + 20 * len(entries) + 8) if big else (2 + 12 * len(entries) + 4)
+        table = bytearray(struct.pack(order + ("Q" if big else "H"), len(entries)))
+        values = bytearray()
+        values_at = start + len(out) + table_bytes
+        for tag, entry in sorted(entries.items()):
+            table += struct.pack(order + ("HHQ" if big else "HHI"), tag, entry.kind, entry.count)
+            if len(entry.raw) <= inline:
+                table += entry.raw.ljust(inline, b"\0")
+            else:
+                values += bytes((values_at + len(values)) % 2)
+                table += struct.pack(order + ("Q" if big else "I"), values_at + len(values))
+                values += entry.raw
+        values += bytes((values_at + len(values)) % 2)
+        last = index == len(directories) - 1
+        table += struct.pack(order + ("Q" if big else "I"), 0 if last else values_at + len(values))
+        out += table + values
+    return bytes(out), start + len(out)
+
+
+_POINTS_ELSEWHERE = (330, 34665, 34853, 40965, 288, 289, OLD_SUBFILE)
+
+
+def excerpt(directory: Directory, bodies: list[bytes], height: int, width: int) -> bytes:
+    """A small TIFF file of some blocks of an image: the image's own fields, another size, and these blocks in order.
+
+    ``bodies`` are the encoded blocks, plane after plane. A decoder that is given an excerpt needs no other byte of the file.
+    """
+    order = directory.byte_order
+    at = 16
+    places = []
+    for body in bodies:
+        places.append(at if body else 0)
+        at += len(body)
+    entries = {tag: entry for tag, entry in directory.entries.items() if tag not in _POINTS_ELSEWHERE}
+    offsets, counts = (TILE_OFFSETS, TILE_BYTES) if directory.tiled else (STRIP_OFFSETS, STRIP_BYTES)
+    for tag, values in ((offsets, places), (counts, [len(body) for body in bodies])):
+        entries[tag] = Entry(16, len(values), np.asarray(values, order + "u8").tobytes())
+    for tag, value in ((WIDTH, width), (HEIGHT, height), (SUBFILE, 0)):
+        entries[tag] = Entry(4, 1, struct.pack(order + "I", value))
+    at += at % 2
+    table, _ = write_directories([entries], at, big=True, order=order)
+    signature = struct.pack(order + "2sHHHQ", b"II" if order == "<" else b"MM", 43, 8, 0, at)
+    return b"".join([signature, *bodies]).ljust(at, b"\0") + table
 
 
 def _what_it_is(start: bytes) -> str:

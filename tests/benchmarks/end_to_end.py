@@ -53,7 +53,6 @@ def bare_pass(scene: Path, out: Path) -> float:
         worker.predictor.core_logits([raster])
     seconds = time.perf_counter() - start
     worker.close()
-    reader.close()
     return sum(task.window.width * task.window.height for task in tasks) / seconds
 
 

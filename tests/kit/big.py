@@ -11,7 +11,6 @@ import rasterio
 from rasterio.io import MemoryFile
 
 from geoseg.raster import tiff
-from geoseg.raster.cog import _write_directories
 from geoseg.raster.window import BLOCK
 from kit.oracle import AFFINE, UTM
 
@@ -37,7 +36,7 @@ def write_repeated(path: Path, block: npt.NDArray[np.uint8], side: int) -> Path:
     entries[tiff.TILE_OFFSETS] = tiff.Entry(4, num, np.full(num, 8, "<u4").tobytes())
     entries[tiff.TILE_BYTES] = tiff.Entry(4, num, np.full(num, size, "<u4").tobytes())
     at = 8 + size + size % 2
-    table, _ = _write_directories([entries], at, big=False, inline=4)
+    table, _ = tiff.write_directories([entries], at, big=False)
     path.write_bytes((struct.pack("<2sHI", b"II", 42, at) + body).ljust(at, b"\0") + table)
     return path
 

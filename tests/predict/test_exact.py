@@ -220,6 +220,5 @@ def test_what_lies_outside_is_mirrored(tmp_path: Path) -> None:
     stitching = Stitching((37, 53), (37, 53), 0, (37, 53), 4, 20)
     reader = SceneReader(scene)
     around = stitching.read_core(reader, stitching.core(Window(0, 0, 53, 37)), (0, 1, 2))
-    reader.close()
     np.testing.assert_array_equal(around.pixels, mirrored_whole(pixels, 20, 4))
     np.testing.assert_array_equal(around.valid, mirrored_whole((pixels != 7).any(0), 20, 4))

@@ -49,11 +49,7 @@ class Work:
         assert not [one.error for one in done if one.error]
 
     def tasks(self) -> list[Task]:
-        reader = SceneReader(self.plan.scene)
-        try:
-            return [Task(self.plan, window) for window in self.plan.windows(reader)]
-        finally:
-            reader.close()
+        return [Task(self.plan, window) for window in self.plan.windows(SceneReader(self.plan.scene))]
 
 
 @pytest.fixture
