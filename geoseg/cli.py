@@ -159,7 +159,7 @@ def verify(out: str) -> None:
 @main.command()
 @click.option("--out", default="demo-out", show_default=True, help="Folder for the scene, its mask and the picture.")
 @click.option("--size", default=2048, show_default=True, help="Side of the generated scene in pixels.")
-@click.option("--seed", default=1, show_default=True, help="Seed of the generated scene.")
+@click.option("--seed", default=2001, show_default=True, help="Seed of the generated scene.")
 def demo(out: str, size: int, seed: int) -> None:
     """Generate a scene, predict it on Ray, and show image, mask and truth side by side."""
     from geoseg.demo import run_demo
