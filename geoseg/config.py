@@ -63,7 +63,8 @@ class ClusterConfig(_Section):
 
     ``engine``: ``local`` is a plain loop, ``ray`` a Ray Data chain, ``auto`` takes the loop for small work without an
     ``address``. ``workers``: device actors. ``read``: ``actor`` reads pixels where they are used, ``tasks`` on CPU tasks
-    before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker.
+    before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker; two may
+    fetch and decode a block side by side that one would share.
     ``object_store_mib``: ceiling for what the chain keeps in Ray's object store. ``max_restarts``: of one actor.
     """
 
@@ -71,7 +72,7 @@ class ClusterConfig(_Section):
     address: str | None = None
     workers: Annotated[int, Field(ge=1)] | None = None
     read: Literal["actor", "tasks"] = "actor"
-    read_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    read_threads: Annotated[int, Field(ge=1, le=64)] = 1
     object_store_mib: Annotated[int, Field(ge=64)] = 512
     max_restarts: Annotated[int, Field(ge=0)] = 4
 

@@ -114,7 +114,7 @@ class WindowReader:
 class Worker:
     """A worker's state: the network on its device and the open scenes. ``run`` takes tasks and tells how each went."""
 
-    def __init__(self, run: RunSpec, *, device: str | None = None, read_threads: int = 2) -> None:
+    def __init__(self, run: RunSpec, *, device: str | None = None, read_threads: int = 1) -> None:
         self.run_spec = run
         bundle = load_bundle(run.bundle_uri)
         if bundle.digest != run.bundle_digest:

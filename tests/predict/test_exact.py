@@ -176,6 +176,14 @@ def test_the_resampled_scene_is_run_whole_too(bundle: Path, tmp_path: Path) -> N
     assert (mask == truth).mean() > 0.9999, "torch rounds its own interpolation differently, hardly any class moves"
 
 
+def test_no_byte_is_fetched_twice(bundle: Path, tmp_path: Path) -> None:
+    """Sixteen windows with their margins overlap in most blocks, yet each block comes once; the header's pages on top."""
+    made = synthetic_image(2048, 2048, seed=8, nodata_fraction=0)
+    scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw)
+    report = geoseg.predict(str(scene), str(tmp_path / "out"), bundle=str(bundle), engine="local", window=512)
+    assert report.bytes_read < scene.stat().st_size * 1.02
+
+
 def test_batches_do_not_matter(bundle: Path, tmp_path: Path) -> None:
     made = synthetic_image(1600, 1600, seed=7)
     scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
