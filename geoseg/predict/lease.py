@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from typing_extensions import Self
@@ -49,7 +50,8 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if not self._lost:
-            store.delete([self.uri])
+            with suppress(GeosegError):  # what may not be deleted is taken for dead after three beats
+                store.delete([self.uri])
 
     def check(self) -> None:
         """Raises OutputHeldError when the lease was lost to another run."""

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from geoseg.errors import ConflictError, SceneChangedError, SceneReadError, StoreError
+from geoseg.errors import ConflictError, GeosegError, SceneChangedError, SceneReadError, StoreError
 from geoseg.predict.parts import delete_parts, finished_parts, part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.stac import make_item
@@ -76,6 +77,9 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
         )
     standing = published_item(run, scene.id)
     _refuse_foreign(standing, plan)
+    if standing is not None and standing[0].get("properties", {}).get("geoseg:fingerprint") == plan.fingerprint:
+        _tidy(run, plan)
+        return _published_before(run, plan, standing[0])
     uris = [part_uri(run, plan, window) for window in plan.windows(SceneReader(scene))]
     classes = np.zeros(len(run.description.classes), np.int64)
     assets: dict[str, dict[str, Any]] = {}
@@ -99,7 +103,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
     assets["thumbnail"] = _put(run, plan, "thumbnail", "png", thumbnail, "The mask in its colours, small")
     body = make_item(run, plan, classes=classes.tolist(), assets=assets)
     _commit(run, plan, body, standing[1] if standing else None)
-    delete_parts(run, plan)
+    _tidy(run, plan)
     return Published(
         scene_id=scene.id,
         item_uri=item_uri(run, scene.id),
@@ -107,6 +111,24 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
         classes=classes.tolist(),
         num_bytes=sum(told["size"] for told in assets.values()),
     )
+
+
+def _published_before(run: RunSpec, plan: ScenePlan, item: dict[str, Any]) -> Published:
+    """What an earlier attempt published, whose answer was lost or which came first."""
+    mask = item["assets"]["mask"]
+    return Published(
+        scene_id=plan.scene.id,
+        item_uri=item_uri(run, plan.scene.id),
+        mask_uri=store.join(run.out, plan.scene.id, str(mask["href"]).removeprefix("./")),
+        classes=[int(one["count"]) for one in mask["classification:classes"] if "count" in one],
+        num_bytes=sum(int(asset["file:size"]) for asset in item["assets"].values()),
+    )
+
+
+def _tidy(run: RunSpec, plan: ScenePlan) -> None:
+    """Remove the parts; a worker that may not delete has published all the same."""
+    with suppress(GeosegError):
+        delete_parts(run, plan)
 
 
 def _refuse_foreign(standing: tuple[dict[str, Any], str] | None, plan: ScenePlan) -> None:

@@ -27,6 +27,7 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from geoseg.errors import (
+    AccessDeniedError,
     GeoreferenceError,
     NotGeoTiffError,
     SceneError,
@@ -45,6 +46,8 @@ _PAGE = 64 << 10
 _CACHE_BYTES = 64 << 20
 _DECODE_BYTES = 32 << 20
 _OLD_JPEG = 6
+_FIRST_YEAR = 1800
+_MEMORY_NAME = r"[\w./-]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}[\w./-]*"
 _MERGE_GAP = 32 << 10
 _MAX_FETCH = 8 << 20
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -281,7 +284,7 @@ def _decoding(data: bytes, named: str) -> Iterator[Any]:
             with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
                 yield dataset
     except (RasterioError, CPLE_BaseError, SystemError, ValueError) as error:
-        detail = re.sub(r"/?vsimem/[^\s:,]*", "the file", str(error.__cause__ or error).strip()).splitlines()
+        detail = re.sub(_MEMORY_NAME, "the file", str(error.__cause__ or error).strip()).splitlines()
         raise SceneReadError(f"{named} cannot be decoded" + (f": {detail[0]}" if detail else "")) from error
 
 
@@ -395,8 +398,11 @@ def _mask_sidecar(uri: str, geotiff: GeoTiff, dataset: Any, options: ReadOptions
     flags = {flag for band in dataset.mask_flag_enums for flag in band}
     if geotiff.masks or flags & {MaskFlags.alpha, MaskFlags.nodata}:
         return False
-    if not store.exists(uri + ".msk"):
-        return False
+    try:
+        if not store.exists(uri + ".msk"):
+            return False
+    except AccessDeniedError:
+        return False  # without the right to list, a bucket denies what it does not hold
     if not options.sidecar_mask:
         raise SceneReadError(
             f"the file {store.base_name(uri)}.msk beside it says which pixels are valid, and geoseg reads no other file than "
@@ -411,6 +417,8 @@ def _datetime(dataset: Any, info: store.ObjectInfo) -> str:
     try:
         moment = datetime.strptime(told, "%Y:%m:%d %H:%M:%S").replace(tzinfo=timezone.utc)
     except ValueError:
+        moment = info.modified
+    if moment.year < _FIRST_YEAR:  # some writers put the year 1 for "not known"
         moment = info.modified
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -21,6 +21,7 @@ from geoseg.raster.window import Window
 _WGS84_RADIUS_M = 6378137.0
 _WGS84_E2 = 6.69437999014e-3
 _EDGE_POINTS = 21
+_LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Grid:
         if not all(math.isfinite(value) for value in self.geotransform):
             raise GeoreferenceError(f"the geotransform has values that are not finite: {self.geotransform}")
         longest = max(abs(value) for value in (a, b, d, e))
-        if longest == 0 or abs(a * e - b * d) <= 1e-12 * longest**2:
+        if longest > _LARGEST:
+            raise GeoreferenceError(f"the geotransform is out of all proportion: {self.geotransform}")
+        if longest == 0 or abs((a / longest) * (e / longest) - (b / longest) * (d / longest)) <= 1e-12:
             raise GeoreferenceError(f"the geotransform is singular, pixels have no area: {self.geotransform}")
         if min(self.height, self.width) < 1:
             raise GeoreferenceError(f"the raster has no pixels: {self.width} x {self.height}")
@@ -68,10 +71,7 @@ class Grid:
         lonlat = self.to_lonlat([col, col + 1, col], [row, row, row + 1])
         if lonlat is None or not np.isfinite(lonlat).all():
             a, b, _, d, e, _ = self.geotransform
-            try:
-                unit_m = self.crs.linear_units_factor[1]
-            except CRSError:
-                unit_m = math.radians(1) * _WGS84_RADIUS_M
+            unit_m = self.crs.units_factor[1] * (_WGS84_RADIUS_M if self.crs.is_geographic else 1)
             return math.hypot(a, d) * unit_m, math.hypot(b, e) * unit_m
         lon, lat = lonlat
         sin2 = math.sin(math.radians(lat[0])) ** 2

@@ -23,6 +23,8 @@ _NUMBER = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "
 MAX_DIRECTORIES = 64
 _MAX_ENTRIES = 1024
 _MAX_VALUE_BYTES = 256 << 20
+_SHARED_BYTES = 1 << 20
+_SHARED = "its fields claim more bytes than the file has, they share them; rewrite it with gdal_translate -of COG"
 
 Fetch = Callable[[int, int], bytes]
 
@@ -161,13 +163,14 @@ def block_index(directory: Directory, file_size: int) -> BlockIndex:
     want = directory.num_planes * rows * cols
     if len(counts) == 0 and len(offsets) == want == 1:
         counts = np.array([directory.block_bytes], np.int64)
-    if len(offsets) != want or len(counts) != want:
+    if not want or len(offsets) != want or len(counts) != want:
         raise SceneReadError(
             f"the block index is damaged: {want} blocks wanted, {len(offsets)} offsets and {len(counts)} sizes found"
         )
     shape = (directory.num_planes, rows, cols)
     offsets, counts = offsets.reshape(shape), np.where(offsets == 0, 0, counts).reshape(shape)
-    if int(counts.min()) < 0 or int((offsets + counts).max()) > file_size:
+    ends = [counts, offsets, offsets + counts]  # each alone too: a sum of 64 bits may wrap
+    if any(int(end.min()) < 0 or int(end.max()) > file_size for end in ends):
         raise SceneReadError("the file is cut short or damaged: its block index points past the end of the file")
     return BlockIndex(directory.block_shape, offsets, counts)
 
@@ -188,6 +191,7 @@ def read_directories(fetch: Fetch, file_size: int) -> list[Directory]:
     offset = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
     found: list[Directory] = []
     seen: set[int] = set()
+    held = 0
     while offset:
         if offset in seen or offset + 8 > file_size:
             raise SceneReadError("the file is cut short or damaged: its directories loop or lie past its end")
@@ -197,6 +201,9 @@ def read_directories(fetch: Fetch, file_size: int) -> list[Directory]:
                 f"the file holds more than {MAX_DIRECTORIES} images (pages, overviews, masks); split it"
             )
         directory, offset = _read_directory(fetch, file_size, offset, order, big=big)
+        held += sum(len(entry.raw) for entry in directory.entries.values())
+        if held > file_size + _SHARED_BYTES:
+            raise SceneTooCostlyError(_SHARED)
         found.append(directory)
     return found
 
@@ -209,7 +216,7 @@ def _read_directory(fetch: Fetch, file_size: int, offset: int, order: str, *, bi
         raise SceneReadError(f"the file is cut short or damaged: a directory claims {num} fields")
     body = fetch(offset + head_bytes, end)
     entries: dict[int, Entry] = {}
-    inline = 8 if big else 4
+    inline, held = (8 if big else 4), 0
     for index in range(num):
         field = body[index * entry_bytes : (index + 1) * entry_bytes]
         tag, kind, count = struct.unpack(order + ("HHQ" if big else "HHI"), field[:-inline])
@@ -220,6 +227,9 @@ def _read_directory(fetch: Fetch, file_size: int, offset: int, order: str, *, bi
             at = struct.unpack(order + ("Q" if big else "I"), field[-inline:])[0]
             if size > _MAX_VALUE_BYTES or at + size > file_size:
                 raise SceneReadError(f"the file is cut short or damaged: field {tag} claims {size} bytes at {at}")
+            held += size
+            if held > file_size + _SHARED_BYTES:
+                raise SceneTooCostlyError(_SHARED)
             raw = fetch(at, at + size)
         entries[tag] = Entry(kind, count, raw)
     following = struct.unpack(order + ("Q" if big else "I"), body[-next_bytes:])[0]
