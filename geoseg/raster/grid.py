@@ -38,7 +38,7 @@ class Grid:
         if not all(math.isfinite(value) for value in self.geotransform):
             raise GeoreferenceError(f"the geotransform has values that are not finite: {self.geotransform}")
         longest = max(abs(value) for value in (a, b, d, e))
-        if longest > _LARGEST:
+        if longest and not 1 / _LARGEST < longest < _LARGEST:
             raise GeoreferenceError(f"the geotransform is out of all proportion: {self.geotransform}")
         if longest == 0 or abs((a / longest) * (e / longest) - (b / longest) * (d / longest)) <= 1e-12:
             raise GeoreferenceError(f"the geotransform is singular, pixels have no area: {self.geotransform}")
