@@ -543,7 +543,7 @@ def _is_nodata(band: npt.NDArray[Any], value: float) -> npt.NDArray[np.bool_]:
     if band.dtype.kind == "f":
         return np.asarray(band == band.dtype.type(value))
     limits = np.iinfo(band.dtype)
-    if value != int(value) or not limits.min <= value <= limits.max:
+    if not np.isfinite(value) or value != int(value) or not limits.min <= value <= limits.max:
         return np.zeros(band.shape, np.bool_)
     return np.asarray(band == int(value))
 
