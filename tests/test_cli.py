@@ -134,7 +134,12 @@ def test_an_interrupted_run_says_how_to_go_on(bundle: Path, tmp_path: Path) -> N
     made = synthetic_image(1024, 1024, seed=1, nodata_fraction=0)
     big = write_scene(tmp_path / "in" / "big.tif", np.tile(made.pixels_bhw, (1, 6, 6)))
     command = [*GEOSEG, "predict", str(big), "--out", str(tmp_path / "out"), "--bundle", str(bundle), "--window", "512"]
-    process = subprocess.Popen([*command, "--engine", "local"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--engine", "local"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - in the background it is ignored
+    )
     parts = tmp_path / "out" / "_geoseg" / "parts"
     deadline = time.monotonic() + 120
     while sum(1 for _ in parts.rglob("r*c*")) < 3 and time.monotonic() < deadline:
