@@ -5,7 +5,8 @@ Legend of axes: b batch, k input channels, c channels, h rows, w columns.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,42 @@ Padding = Literal["same", "valid"]
 Norm = Literal["none", "batch"]
 
 KERNEL = 3
+_SMALL_VALUES = 20_480
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that rounds alike for any size of input and any number of threads.
+
+    On a CPU torch leaves most convolutions to oneDNN, but computes one image of up to 20,480 values, and a 1 x 1 kernel
+    when there is one thread, in another order of sums: the last bits of a pixel would depend on the window it lies in.
+    Two images always go to oneDNN, and so does a dilated kernel (``use_mkldnn`` in ATen/native/Convolution.cpp of torch
+    2.13); 1 x 1 has nothing to dilate.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, dilation=2 if kernel_size == 1 else 1, **options)
+
+    def forward(self, features_bchw: Tensor) -> Tensor:
+        """See ``nn.Conv2d``."""
+        return _never_small(super().forward, features_bchw)
+
+
+class UpConv2d(nn.ConvTranspose2d):
+    """The up-convolution by 2, as steady as ``Conv2d``."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, features_bchw: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """See ``nn.ConvTranspose2d``."""
+        assert output_size is None
+        return _never_small(super().forward, features_bchw)
+
+
+def _never_small(forward: Callable[[Tensor], Tensor], features_bchw: Tensor) -> Tensor:
+    if len(features_bchw) == 1 and features_bchw.numel() <= _SMALL_VALUES and features_bchw.device.type == "cpu":
+        return forward(features_bchw.expand(2, -1, -1, -1))[:1]
+    return forward(features_bchw)
 
 
 class DoubleConv(nn.Sequential):
@@ -27,7 +64,7 @@ class DoubleConv(nn.Sequential):
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
             layers.append(
-                nn.Conv2d(
+                Conv2d(
                     channels,
                     out_channels,
                     KERNEL,
@@ -60,7 +97,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, padding: Padding) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.up = UpConv2d(in_channels, out_channels)
         self.convs = DoubleConv(2 * out_channels, out_channels, norm=norm, padding=padding)
 
     def forward(self, deep_bchw: Tensor, skip_bchw: Tensor) -> Tensor:

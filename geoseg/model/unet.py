@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geoseg.errors import ConfigError
-from geoseg.model.blocks import DoubleConv, Norm, Padding, UpBlock, folded
+from geoseg.model.blocks import Conv2d, DoubleConv, Norm, Padding, UpBlock, folded
 
 
 class UNet(nn.Module):
@@ -52,7 +52,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(
             UpBlock(2 * after, after, norm=norm, padding=padding) for after in reversed(widths[:-1])
         )
-        self.head = nn.Conv2d(width, num_classes, 1)
+        self.head = Conv2d(width, num_classes, 1)
         self._padding: Padding = padding
 
     @property

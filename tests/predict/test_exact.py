@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,52 @@ def test_valid_padding_gives_the_logits_of_same_padding() -> None:
             valid = network.core_logits(image)
     assert same.shape[-1] == 8 * network.stride
     assert torch.equal(same, valid)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of torch's threads; put back afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 2), (2, 4), (3, 16), (4, 8)])
+def test_not_a_bit_of_a_logit_depends_on_size_batch_or_threads(
+    depth: int, width: int, threads: Callable[[int], None]
+) -> None:
+    torch.manual_seed(depth)
+    network = UNet(3, 3, depth=depth, width=width, norm="batch").eval().folded()
+    network.to(memory_format=torch.channels_last)
+    network.padding = "valid"
+    margin = 2 * network.margin
+    image = torch.randn(1, 3, 512 + margin, 512 + margin).to(memory_format=torch.channels_last)
+    threads(2)
+    with torch.inference_mode():
+        whole = network.core_logits(image)
+    for num_threads, batch, (rows, cols) in itertools.product(
+        (1, 2, 4), (1, 3), [(512, 16), (16, 512), (256, 256), (128, 96), (48, 48), (16, 16)]
+    ):
+        threads(num_threads)
+        window = image[..., : rows + margin, : cols + margin].expand(batch, -1, -1, -1)
+        with torch.inference_mode():
+            logits = network.core_logits(window.contiguous(memory_format=torch.channels_last))
+        expected = whole[..., :rows, :cols].expand(batch, -1, -1, -1)
+        assert torch.equal(logits, expected), (num_threads, batch, rows, cols)
+
+
+def test_not_a_byte_of_a_probability_depends_on_the_cut(
+    bundle: Path, tmp_path: Path, threads: Callable[[int], None]
+) -> None:
+    made = synthetic_image(1030, 1541, seed=4)
+    scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
+    published = set()
+    for window, num_threads in itertools.product((512, 1024, 2048), (1, 2)):
+        threads(num_threads)
+        mask = predict_one(scene, tmp_path / f"{window}-{num_threads}", bundle, window=window, probabilities=True)
+        (chances,) = mask.parent.glob("probabilities-*.tif")
+        published.add((mask.name, chances.name))
+    assert len(published) == 1, "the names are digests of the bytes"
 
 
 @pytest.mark.parametrize("shape", [(1500, 2300), (1024, 1024), (513, 700)], ids=["ragged", "aligned", "just over"])
