@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from torch import Tensor
 
-from geoseg.model.bundle import DESCRIPTION_NAME, WEIGHTS_NAME, Bundle, BundleDescription, ClassName, UNetVariant
+from geoseg.model.bundle import DESCRIPTION_NAME, WEIGHTS_NAME, Bundle
+from geoseg.model.description import BundleDescription, ClassName, UNetVariant
 from geoseg.model.normalize import Normalization
 from geoseg.model.unet import UNet
 from geoseg.raster.synthetic import synthetic_image

@@ -6,11 +6,12 @@ Legend of axes: b batch, k bands, h rows, w columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from geoseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Normalization:
         ``image_bkhw`` has any real dtype, ``valid_bhw`` is bool with True for data. NaN is not data even where
         ``valid_bhw`` says so.
         """
+        import torch
+
         image = image_bkhw.to(torch.float32, memory_format=torch.channels_last)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=image.device)[:, None, None]
         scale = torch.tensor([1 / std for std in self.std], dtype=torch.float32, device=image.device)[:, None, None]

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from geoseg.config import PredictConfig
 from geoseg.errors import BandError, ResolutionError
-from geoseg.model.bundle import BundleDescription
+from geoseg.model.description import BundleDescription
 from geoseg.predict.aoi import AreaOfInterest, PixelArea
 from geoseg.predict.stitch import Stitching, nearest_level, work_shape
 from geoseg.raster import store

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from geoseg.model.bundle import ClassName
+from geoseg.model.description import ClassName
 
 _GAP, _CAPTION, _SIDE = 12, 34, 640
 _PAPER, _INK, _GREY = (250, 249, 246), (40, 40, 45), (225, 223, 218)

@@ -11,7 +11,8 @@ import rasterio
 import torch
 from rasterio.crs import CRS
 
-from geoseg.model.bundle import Bundle, BundleDescription, ClassName, UNetVariant
+from geoseg.model.bundle import Bundle
+from geoseg.model.description import BundleDescription, ClassName, UNetVariant
 from geoseg.model.unet import UNet
 from geoseg.predict.bundles import save_bundle
 

@@ -1,0 +1,66 @@
+"""What a bundle says of itself: the network's shape, its bands, resolution, normalisation and classes. Knows no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from geoseg.model.normalize import Normalization
+
+
+class Frozen(BaseModel):
+    """Values that do not change once made; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class UNetVariant(Frozen):
+    """The network's shape: variant name and widths."""
+
+    name: Literal["unet"] = "unet"
+    depth: Annotated[int, Field(ge=1, le=8)] = 4
+    width: Annotated[int, Field(ge=1, le=512)] = 64
+    norm: Literal["none", "batch"] = "batch"
+
+
+class ClassName(Frozen):
+    """One class of the mask: its value is its place in the list."""
+
+    name: str
+    color: tuple[int, int, int]
+
+
+class BundleDescription(Frozen):
+    """What ``model.json`` says: enough to run the weights on a scene and to refuse a scene they do not fit.
+
+    ``resolution_m`` is the size of a pixel on the ground in metres that the network was trained at; None takes any.
+    ``value_range`` is the range of raw values that the training imagery could take (0 to 255 for 8-bit imagery).
+    """
+
+    format: Literal["geoseg-bundle/1"] = "geoseg-bundle/1"
+    name: str
+    variant: UNetVariant
+    bands: tuple[str, ...]
+    dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
+    value_range: tuple[float, float] = (0.0, 255.0)
+    resolution_m: Annotated[float, Field(gt=0)] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[ClassName, ...]
+    origin: str
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> BundleDescription:
+        if not len(self.bands) == len(self.mean) == len(self.std):
+            raise ValueError(f"bands, mean and std must be equally many, got {self.bands} {self.mean} {self.std}")
+        if not 2 <= len(self.classes) <= 254:
+            raise ValueError(f"a mask has 2 to 254 classes, got {len(self.classes)}")
+        if self.value_range[0] >= self.value_range[1]:
+            raise ValueError(f"value_range must rise, got {self.value_range}")
+        return self
+
+    @property
+    def normalization(self) -> Normalization:
+        """The function from raw bands to network input."""
+        return Normalization(mean=self.mean, std=self.std)
