@@ -49,7 +49,12 @@ def window_outcomes(refs: list[SceneRef], run: RunSpec, cluster: ClusterConfig, 
         fn_constructor_args=(run, cluster.read_threads, workers.threads),
         batch_size=workers.rows_per_block,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=workers.num, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(
+            size=workers.num,
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2,  # the next block is read while the network is at this one
+            enable_true_multi_threading=True,
+        ),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         max_restarts=cluster.max_restarts,  # Ray's default is for ever, also for a window that kills its worker
