@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -12,13 +13,14 @@ from typing import Any
 
 from geoseg.config import ClusterConfig, Job, load_job
 from geoseg.errors import ConfigError, NothingReadableError
-from geoseg.predict.bundles import load_bundle
+from geoseg.model.bundle import WEIGHTS_NAME
+from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, Prepared, SceneReport, prepare_scene
 from geoseg.predict.local import predict_locally
 from geoseg.predict.parts import WORK_FOLDER
-from geoseg.predict.plan import RunSpec, ScenePlan
+from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
 from geoseg.raster import store
 from geoseg.raster.geotiff import SceneReader
@@ -96,6 +98,11 @@ def make_run_spec(job: Job) -> RunSpec:
         out=store.normalize_uri(job.out).rstrip("/"),
         bundle_uri=job.bundle,
         bundle_digest=bundle.digest,
+        model=ModelFile(
+            path=f"{WORK_FOLDER}/bundles/{bundle.digest[:16]}/{WEIGHTS_NAME}",
+            size=len(bundle.weights),
+            sha256=hashlib.sha256(bundle.weights).hexdigest(),
+        ),
         description=bundle.description,
         stride=network.stride,
         margin=network.margin,
@@ -115,6 +122,7 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     engine = choose_engine(job, run, refs)
     progress = Progress(len(refs), quiet=quiet)
     with Lease(run.out) as lease:
+        keep_bundle(load_bundle(job.bundle), store.join(run.out, run.model.path.rsplit("/", 1)[0]))
         if engine == "ray":
             from geoseg.cluster.predict import predict_on_cluster
 

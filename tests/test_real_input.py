@@ -14,7 +14,7 @@ import rasterio
 from kit.data import data_folder
 from pystac.extensions.classification import ClassificationExtension
 from pystac.extensions.file import FileExtension
-from pystac.extensions.mlm import MLMExtension
+from pystac.extensions.mlm import AssetGeneralMLMExtension, MLMExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import RasterExtension
 from rio_cogeo import cog_validate
@@ -22,6 +22,7 @@ from rio_cogeo import cog_validate
 import geoseg
 import geoseg.errors
 import geoseg.run
+from geoseg.predict.bundles import load_bundle
 from geoseg.predict.verify import verify_output
 from geoseg.raster import store
 
@@ -81,6 +82,12 @@ def test_each_item_validates(from_folder: geoseg.run.RunReport) -> None:
         ]
         assert FileExtension.ext(mask).size == Path(scene.mask).stat().st_size
         assert MLMExtension.ext(item).architecture == "unet"
+        # What MLM 1.4 asks beyond its fields: the model is an asset of the item and names the bands of its input.
+        (model,) = (asset for asset in item.assets.values() if asset.has_role("mlm:model"))
+        assert AssetGeneralMLMExtension.ext(model).artifact_type == "safetensors"
+        assert [band["name"] for band in model.extra_fields["raster:bands"]] == ["red", "green", "blue"]
+        kept = load_bundle(str(Path(model.get_absolute_href()).parent))
+        assert kept.digest == item.properties["geoseg:bundle"]["sha256"], "the bundle can be run again from there"
     assert verify_output(from_folder.out).faults == ()
 
 

@@ -27,7 +27,7 @@ class UNetVariant(Frozen):
 class ClassName(Frozen):
     """One class of the mask: its value is its place in the list."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$")]  # what STAC's classification extension allows
     color: tuple[int, int, int]
 
 
@@ -39,7 +39,7 @@ class BundleDescription(Frozen):
     """
 
     format: Literal["geoseg-bundle/1"] = "geoseg-bundle/1"
-    name: str
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_. -]+[a-zA-Z0-9]$")]  # what STAC's MLM extension allows
     variant: UNetVariant
     bands: tuple[str, ...]
     dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"

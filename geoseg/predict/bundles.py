@@ -38,3 +38,9 @@ def save_bundle(bundle: Bundle, uri: str) -> None:
     where = store.normalize_uri(uri)
     store.write(store.join(where, WEIGHTS_NAME), bundle.weights)
     store.write(store.join(where, DESCRIPTION_NAME), bundle.description_json())
+
+
+def keep_bundle(bundle: Bundle, uri: str) -> None:
+    """``save_bundle`` below a ``uri`` that follows from the bundle's digest, unless it is there already."""
+    if not store.exists(store.join(uri, DESCRIPTION_NAME)):
+        save_bundle(bundle, uri)

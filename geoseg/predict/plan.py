@@ -27,12 +27,22 @@ _DEFAULT_WINDOW = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """The weights of a run's bundle as they are kept with the results: path below the output, bytes, SHA-256 (hex)."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
     """What all scenes of a run share; small, picklable, and without secrets."""
 
     out: str
     bundle_uri: str
     bundle_digest: str
+    model: ModelFile
     description: BundleDescription
     stride: int
     margin: int

@@ -12,6 +12,7 @@ import shapely
 from pystac.extensions.classification import Classification, ClassificationExtension
 from pystac.extensions.file import FileExtension
 from pystac.extensions.mlm import (  # type: ignore[attr-defined]
+    AssetGeneralMLMExtension,
     DataType,
     InputStructure,
     MLMExtension,
@@ -74,6 +75,7 @@ def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict
     _describe_model(item, run)
     for key, told in assets.items():
         _add_asset(item, key, told, run, classes)
+    _add_model(item, run)
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
     document["properties"] = _without_nulls(document["properties"])
     return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
@@ -108,6 +110,18 @@ def _add_asset(item: pystac.Item, key: str, told: dict[str, Any], run: RunSpec, 
             ]
             + [Classification.create(value=NODATA, name="nodata", nodata=True)]
         )
+
+
+def _add_model(item: pystac.Item, run: RunSpec) -> None:
+    """The weights that made the mask, kept beside it: MLM 1.4 wants an asset with the model and its bands by name."""
+    model, description = run.model, run.description
+    asset = pystac.Asset(
+        href=f"../{model.path}", media_type="application/octet-stream", roles=["mlm:model"], title=description.name
+    )
+    item.add_asset("model", asset)
+    FileExtension.ext(asset).apply(size=model.size, checksum="1220" + model.sha256)
+    AssetGeneralMLMExtension.ext(asset).apply(artifact_type="safetensors")
+    asset.extra_fields["raster:bands"] = [{"name": name, "data_type": description.dtype} for name in description.bands]
 
 
 def _describe_model(item: pystac.Item, run: RunSpec) -> None:
