@@ -44,8 +44,11 @@ class RunSpec:
         config = self.config
         return ReadOptions(assume_crs=config.assume_crs, nodata=config.nodata, sidecar_mask=config.sidecar_mask)
 
-    def fingerprint(self, etag: str) -> str:
-        """SHA-256 (hex) over all that decides a scene's pixels: its version, the bundle and the settings that count."""
+    def fingerprint(self, etag: str, mask_etag: str | None = None) -> str:
+        """SHA-256 (hex) over all that decides a scene's pixels: its version, the bundle and the settings that count.
+
+        ``mask_etag`` is the version of the mask beside the scene, where there is one.
+        """
         area = hashlib.sha256(_bytes_of(self.config.aoi)).hexdigest() if self.config.aoi else None
         told = {
             "version": PIXEL_VERSION,
@@ -54,6 +57,8 @@ class RunSpec:
             "settings": self.config.pixel_settings(),
             "aoi": area,
         }
+        if mask_etag is not None:
+            told["mask"] = mask_etag
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -121,11 +126,10 @@ def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
         )
     shape = (scene.grid.height, scene.grid.width)
     work = work_shape(shape, _factor(scene, run))
-    levels = scene.levels if not scene.mask_sidecar else scene.levels[:1]
-    level = nearest_level(levels, work)
-    stitching = Stitching(shape, work, level, levels[level], run.stride, run.margin)
+    level = nearest_level(scene.levels, work)
+    stitching = Stitching(shape, work, level, scene.levels[level], run.stride, run.margin)
     window = config.window or _window_size(shape[0] / work[0])
-    return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag), config.aoi)
+    return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag, scene.mask_etag), config.aoi)
 
 
 def _factor(scene: Scene, run: RunSpec) -> float:
