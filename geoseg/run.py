@@ -23,7 +23,7 @@ from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
 from geoseg.raster import store
-from geoseg.raster.geotiff import SceneReader
+from geoseg.raster.geotiff import SceneReader, cache_bytes
 from geoseg.raster.scene import SceneRef, list_scenes
 from geoseg.raster.window import BLOCK
 
@@ -250,7 +250,7 @@ def _memory_bytes(plan: ScenePlan, run: RunSpec) -> int:
     side = min(work_side, max(plan.stitching.work_shape) + 2 * run.margin + run.stride)
     activations = side * side * run.description.variant.width * 4 * 4 * (run.config.batch or 1)
     read_ahead = 6 * side * side * (len(plan.bands) + 1)
-    return activations + read_ahead + (176 << 20)
+    return activations + read_ahead + cache_bytes(plan.decoded_bytes) + (112 << 20)
 
 
 def check_job(job: Job) -> list[Checked]:

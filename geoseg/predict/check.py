@@ -57,7 +57,7 @@ def _seen(scene: Scene) -> str:
     valid = []
     if scene.has_mask:
         valid.append("an internal mask")
-    if scene.mask_sidecar:
+    if scene.mask_etag is not None:
         valid.append("a mask beside it")
     if scene.alpha is not None:
         valid.append("an alpha band")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from geoseg.config import PredictConfig
@@ -18,7 +19,7 @@ from geoseg.predict.stitch import Stitching, nearest_level, work_shape
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
-from geoseg.raster.window import Window, num_windows, plan_windows
+from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
 
 PIXEL_VERSION = 1
 RESOLUTION_TOLERANCE = 1.5
@@ -54,8 +55,11 @@ class RunSpec:
         config = self.config
         return ReadOptions(assume_crs=config.assume_crs, nodata=config.nodata, sidecar_mask=config.sidecar_mask)
 
-    def fingerprint(self, etag: str) -> str:
-        """SHA-256 (hex) over all that decides a scene's pixels: its version, the bundle and the settings that count."""
+    def fingerprint(self, etag: str, mask_etag: str | None = None) -> str:
+        """SHA-256 (hex) over all that decides a scene's pixels: its version, the bundle and the settings that count.
+
+        ``mask_etag`` is the version of the mask beside the scene, where there is one.
+        """
         area = hashlib.sha256(_bytes_of(self.config.aoi)).hexdigest() if self.config.aoi else None
         told = {
             "version": PIXEL_VERSION,
@@ -64,6 +68,8 @@ class RunSpec:
             "settings": self.config.pixel_settings(),
             "aoi": area,
         }
+        if mask_etag is not None:
+            told["mask"] = mask_etag
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -93,6 +99,25 @@ class ScenePlan:
         """How many write windows tile the scene, empty ones included."""
         return num_windows(self.scene.grid.height, self.scene.grid.width, self.window)
 
+    @property
+    def across(self) -> int:
+        """How many windows side by side come before those below them: as many as a block is wide, and at least 4."""
+        return max(ACROSS, -(-self.scene.block_shape[1] // self.window))
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the decoded blocks under a row of ``across`` windows and their margins, at the level that is read.
+
+        While these are kept, no block is fetched or decoded twice in a column of windows.
+        """
+        num_pixels = 1
+        for axis, count in enumerate((1, self.across)):
+            size, block = self.stitching.level_shape[axis], self.scene.block_shape[axis]
+            margin = -(-self.stitching.margin * size // self.stitching.work_shape[axis])
+            touched = -(-count * self.window * size // self.stitching.scene_shape[axis]) + 2 * (margin + block)
+            num_pixels *= min(size, touched)
+        return num_pixels * (len(self.scene.bands) * np.dtype(self.scene.dtype).itemsize + self.scene.has_mask)
+
     @cached_property
     def area(self) -> PixelArea | None:
         """The area of interest on this scene, if there is one."""
@@ -101,7 +126,7 @@ class ScenePlan:
     def windows(self, reader: SceneReader) -> Iterator[Window]:
         """The write windows that may hold something: inside the area of interest, with blocks in the file."""
         grid = self.scene.grid
-        for window in plan_windows(grid.height, grid.width, self.window):
+        for window in plan_windows(grid.height, grid.width, self.window, across=self.across):
             if self.area is not None and not self.area.touches(window):
                 continue
             if reader.is_stored(window):
@@ -131,11 +156,10 @@ def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
         )
     shape = (scene.grid.height, scene.grid.width)
     work = work_shape(shape, _factor(scene, run))
-    levels = scene.levels if not scene.mask_sidecar else scene.levels[:1]
-    level = nearest_level(levels, work)
-    stitching = Stitching(shape, work, level, levels[level], run.stride, run.margin)
+    level = nearest_level(scene.levels, work)
+    stitching = Stitching(shape, work, level, scene.levels[level], run.stride, run.margin)
     window = config.window or _window_size(shape[0] / work[0])
-    return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag), config.aoi)
+    return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag, scene.mask_etag), config.aoi)
 
 
 def _factor(scene: Scene, run: RunSpec) -> float:

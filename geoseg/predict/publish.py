@@ -21,6 +21,7 @@ from geoseg.predict.stac import make_item
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
 from geoseg.raster.geotiff import SceneReader
+from geoseg.raster.scene import scene_is_unchanged
 
 ITEM_NAME = "item.json"
 _ONE_PUT = 16 << 20
@@ -70,7 +71,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
     missing, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id.
     """
     scene = plan.scene
-    if store.head(scene.uri).etag != scene.etag:
+    if not scene_is_unchanged(scene):
         delete_parts(run, plan)
         raise SceneChangedError(
             f"{scene.id}: was replaced while the run was reading it; run again to take the new version"

@@ -21,7 +21,7 @@ from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.predictor import Predictor, default_device
 from geoseg.raster import store
 from geoseg.raster.cog import encode_window, pack_blocks
-from geoseg.raster.geotiff import SceneReader
+from geoseg.raster.geotiff import SceneReader, keep_decoded
 from geoseg.raster.raster import Raster
 from geoseg.raster.window import Window
 
@@ -81,6 +81,7 @@ class WindowReader:
             reader = self._readers.pop(key, None)
             if reader is None:
                 reader = SceneReader(plan.scene)
+                keep_decoded(plan.decoded_bytes)
             self._readers[key] = reader
             while len(self._readers) > _KNOWN_SCENES:
                 self._readers.popitem(last=False)

@@ -12,7 +12,8 @@ import re
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -30,26 +31,30 @@ from geoseg.errors import (
     AccessDeniedError,
     GeoreferenceError,
     NotGeoTiffError,
+    SceneChangedError,
     SceneError,
     SceneReadError,
     SceneTooCostlyError,
+    StoreError,
 )
 from geoseg.raster import store, tiff
 from geoseg.raster.grid import Grid
 from geoseg.raster.raster import Raster
-from geoseg.raster.scene import Scene, SceneRef
+from geoseg.raster.scene import Scene, SceneRef, mask_uri
 from geoseg.raster.window import Window
 
 MAX_BLOCK_BYTES = 64 << 20
 MAX_BANDS = 64
 _PAGE = 64 << 10
 _CACHE_BYTES = 64 << 20
-_DECODE_BYTES = 32 << 20
+MAX_CACHE_BYTES = 512 << 20
+_PORTION_BYTES = 32 << 20
 _OLD_JPEG = 6
 _FIRST_YEAR = 1800
 _MEMORY_NAME = r"[\w./-]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}[\w./-]*"
 _MERGE_GAP = 32 << 10
 _MAX_FETCH = 8 << 20
+_BESIDE = "the mask beside it"
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
@@ -67,14 +72,19 @@ class ReadOptions:
 
 
 class RangeFile:
-    """The bytes of one object, fetched by range; ``bytes_fetched`` counts them."""
+    """The bytes of one object, fetched by range."""
 
     def __init__(self, uri: str, size: int, etag: str) -> None:
         self.uri, self.size, self.etag = uri, size, etag
-        self.bytes_fetched = 0
         self._pages: dict[int, bytes] = {}
+        self._counted = threading.local()
 
-    def fetch(self, ranges: list[tuple[int, int]]) -> list[bytes]:
+    @property
+    def bytes_fetched(self) -> int:
+        """Bytes that the calling thread has fetched so far: a difference is exact, whatever other threads do."""
+        return int(getattr(self._counted, "num_bytes", 0))
+
+    def fetch(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """The bytes of each range, neighbours fetched together and all side by side. Raises what the store raises."""
         merged: list[tuple[int, int]] = []
         for start, end in sorted(ranges):
@@ -82,8 +92,8 @@ class RangeFile:
                 merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
             else:
                 merged.append((start, end))
-        bodies = store.read_ranges(self.uri, merged, etag=self.etag) if merged else []
-        self.bytes_fetched += sum(len(body) for body in bodies)
+        bodies = [memoryview(body) for body in store.read_ranges(self.uri, merged, etag=self.etag)] if merged else []
+        self._counted.num_bytes = self.bytes_fetched + sum(len(body) for body in bodies)
         starts = [start for start, _ in merged]
         found = []
         for start, end in ranges:
@@ -94,11 +104,11 @@ class RangeFile:
     def take(self, start: int, end: int) -> bytes:
         """The bytes from ``start`` to ``end``; short ones come by pages, which are kept: headers are read in many steps."""
         if end - start > _PAGE:
-            return self.fetch([(start, end)])[0]
+            return self.fetch([(start, end)])[0].tobytes()
         found = b""
         for page in range(start // _PAGE, -(-end // _PAGE)):
             if page not in self._pages:
-                self._pages[page] = self.fetch([(page * _PAGE, min(self.size, (page + 1) * _PAGE))])[0]
+                self._pages[page] = self.fetch([(page * _PAGE, min(self.size, (page + 1) * _PAGE))])[0].tobytes()
             found += self._pages[page]
         first = start // _PAGE * _PAGE
         return found[start - first : end - first]
@@ -108,28 +118,77 @@ class RangeFile:
         self._pages.clear()
 
 
+_Key = tuple[Any, ...]
+_Block = npt.NDArray[Any]
+
+
 class _DecodedBlocks:
-    """The blocks decoded last, shared by all threads of the process, so that neighbouring windows decode none twice."""
+    """The blocks decoded last, shared by all threads of the process.
+
+    Neighbouring windows decode none twice, nor do two threads at once: one of them decodes it and the other waits.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._held = 0
-        self._blocks: OrderedDict[tuple[Any, ...], npt.NDArray[Any]] = OrderedDict()
+        self._blocks: OrderedDict[_Key, _Block] = OrderedDict()
+        self._coming: dict[_Key, Future[dict[_Key, _Block]]] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[Any, ...]) -> npt.NDArray[Any] | None:
+    def make_room(self, num_bytes: int) -> None:
+        """Keep up to ``num_bytes`` from now on, if that is more than before."""
         with self._lock:
-            block = self._blocks.get(key)
-            if block is not None:
-                self._blocks.move_to_end(key)
-            return block
+            self._max_bytes = max(self._max_bytes, num_bytes)
 
-    def put(self, key: tuple[Any, ...], block: npt.NDArray[Any]) -> None:
+    def get(self, keys: Sequence[_Key], decode: Callable[[list[_Key]], list[_Block]]) -> list[_Block]:
+        """The block of each key; those that are neither here nor being decoded elsewhere go to ``decode`` together.
+
+        Other threads' blocks are waited for after one's own are done and with no lock held, so no two threads wait for
+        each other. What another thread failed to decode is tried here.
+        """
+        found: dict[_Key, _Block] = {}
+        while len(found) < len(keys):
+            mine: list[_Key] = []
+            theirs: dict[_Key, Future[dict[_Key, _Block]]] = {}
+            coming: Future[dict[_Key, _Block]] = Future()
+            with self._lock:
+                for key in keys:
+                    if key in found:
+                        continue
+                    if key in self._blocks:
+                        found[key] = self._blocks[key]
+                        self._blocks.move_to_end(key)
+                    elif key in self._coming:
+                        theirs[key] = self._coming[key]
+                    else:
+                        mine.append(key)
+                        self._coming[key] = coming
+            if mine:
+                found.update(self._settle(mine, coming, decode))
+            for key, other in theirs.items():
+                if other.exception() is None:
+                    found[key] = other.result()[key]
+        return [found[key] for key in keys]
+
+    def _settle(
+        self, keys: list[_Key], coming: Future[dict[_Key, _Block]], decode: Callable[[list[_Key]], list[_Block]]
+    ) -> dict[_Key, _Block]:
+        try:
+            blocks = dict(zip(keys, decode(keys), strict=True))
+        except BaseException as error:
+            self._keep(keys, {})
+            coming.set_exception(error)
+            raise
+        self._keep(keys, blocks)
+        coming.set_result(blocks)
+        return blocks
+
+    def _keep(self, keys: list[_Key], blocks: dict[_Key, _Block]) -> None:
         with self._lock:
-            if key in self._blocks:
-                return
-            self._blocks[key] = block
-            self._held += block.nbytes
+            for key in keys:
+                del self._coming[key]
+            self._blocks.update(blocks)
+            self._held += sum(block.nbytes for block in blocks.values())
             while self._held > self._max_bytes:
                 self._held -= self._blocks.popitem(last=False)[1].nbytes
 
@@ -137,11 +196,24 @@ class _DecodedBlocks:
 _DECODED = _DecodedBlocks(_CACHE_BYTES)
 
 
+def cache_bytes(wanted: int) -> int:
+    """What may be kept of ``wanted`` bytes of decoded blocks, which serve again: 64 to 512 MiB for all of a process."""
+    return min(max(wanted, _CACHE_BYTES), MAX_CACHE_BYTES)
+
+
+def keep_decoded(wanted: int) -> None:
+    """Let the process keep ``cache_bytes(wanted)`` of decoded blocks, if that is more than it does already."""
+    _DECODED.make_room(cache_bytes(wanted))
+
+
 class GeoTiff:
     """A GeoTIFF's directories, and its pixels by window.
 
-    GDAL decodes, but never sees the file: it is handed excerpts in memory, a directory with just the blocks it is to
-    decode. So it opens nothing, waits for nothing, and keeps no handle that a thread could end in another's place.
+    ``images`` holds the directories of the full image and of its overviews, largest first; ``masks`` those of their
+    masks, or nothing. A file with a mask offers the overviews that have theirs: which pixels of another count, nobody
+    has said. GDAL decodes, but never sees the file: it is handed excerpts in memory, a directory with just the blocks
+    it is to decode. So it opens nothing, waits for nothing, and keeps no handle that a thread could end in another's
+    place. Raises NotGeoTiffError, SceneReadError and SceneTooCostlyError for what cannot be read.
     """
 
     def __init__(self, uri: str, *, size: int, etag: str) -> None:
@@ -153,36 +225,40 @@ class GeoTiff:
         if not images or images[0].is_overview:
             raise SceneReadError("the file is damaged: it has no full-size image")
         self.full = images[0]
-        smaller = [d for d in images[1:] if d.is_overview and d.width < self.full.width]
-        self.images = [self.full, *sorted(smaller, key=lambda d: -d.width)]
-        self.masks = {(d.height, d.width): d for d in directories if d.is_mask}
-        for directory in (*self.images, *self.masks.values()):
+        # Of several masks of one size the first counts, as it does for GDAL.
+        masks = {d.shape: d for d in reversed(directories) if d.is_mask}
+        if masks and self.full.shape not in masks:
+            sizes = ", ".join(f"{width} x {height}" for height, width in masks)
+            raise SceneReadError(
+                f"its mask is {sizes}, the image {self.full.width} x {self.full.height}, so which pixels are valid is not "
+                "known; write the mask again in the image's size"
+            )
+        self.images = [d for d in (self.full, *_overviews(images)) if not masks or d.shape in masks]
+        self.masks = [masks[d.shape] for d in self.images] if masks else []
+        for directory in (*self.images, *self.masks):
             _check_costs(directory)
-        self._indexes: dict[tuple[int, int, bool], tiff.BlockIndex] = {}
+        self._indexes = [tiff.block_index(d, size) for d in self.images]
+        self._mask_indexes = [tiff.block_index(d, size) for d in self.masks]
 
     def levels(self) -> tuple[tuple[int, int], ...]:
         """Rows and columns of the full image and of each overview, largest first."""
-        return tuple((d.height, d.width) for d in self.images)
+        return tuple(d.shape for d in self.images)
 
-    def _directory(self, level: int, *, mask: bool) -> tiff.Directory | None:
-        return self.masks.get(self.levels()[level]) if mask else self.images[level]
+    def index(self, level: int) -> tiff.BlockIndex:
+        """Where the blocks of a level lie."""
+        return self._indexes[level]
 
-    def index(self, level: int, *, mask: bool = False) -> tiff.BlockIndex | None:
-        """Where the blocks of a level (or of its mask) lie; None when there is no such mask."""
-        key = (*self.levels()[level], mask)
-        if key not in self._indexes:
-            directory = self._directory(level, mask=mask)
-            if directory is None:
-                return None
-            self._indexes[key] = tiff.block_index(directory, self.file.size)
-        return self._indexes[key]
+    def mask_index(self, level: int) -> tiff.BlockIndex | None:
+        """Where the blocks of a level's mask lie; None when there is no mask."""
+        return self._mask_indexes[level] if self.masks else None
 
     @contextmanager
     def header(self) -> Iterator[Any]:
         """A rasterio dataset with all that the full image says of itself, but one block large and without pixels."""
-        rows, cols = self.full.block_shape
-        with _decoding(tiff.excerpt(self.full, [b""] * self.full.num_planes, rows, cols), "its header") as dataset:
-            yield dataset
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with _decoding(_hollow(self.full), "its header") as dataset:
+                yield dataset
 
     def read_bands(self, level: int, bands: tuple[int, ...], box: tuple[int, int, int, int]) -> npt.NDArray[Any]:
         """Pixels (band, row, col) in the file's dtype, exactly as decoded; ``bands`` count from 0.
@@ -199,90 +275,97 @@ class GeoTiff:
     def _read(
         self, level: int, bands: tuple[int, ...], box: tuple[int, int, int, int], *, mask: bool
     ) -> npt.NDArray[Any]:
-        directory, index = self._directory(level, mask=mask), self.index(level, mask=mask)
-        assert directory is not None
-        assert index is not None
+        directory = self.masks[level] if mask else self.images[level]
+        index = self._mask_indexes[level] if mask else self._indexes[level]
         out: npt.NDArray[Any] | None = None
         # Bands that lie apart in the file are decoded apart; those that lie together come together.
         apart = directory.num_planes > 1
-        groups = [(band,) for band in bands] if apart else [tuple(range(directory.number(tiff.SAMPLES, 1)))]
-        for place, group in enumerate(groups):
-            for (row, col), block in self._blocks(directory, index, group, (level, mask, *group), box):
+        for first, plane in enumerate(bands if apart else (0,)):
+            for (row, col), block in self._blocks(directory, index, plane, (level, mask), box):
                 if out is None:
                     out = np.zeros((len(bands), box[1] - box[0], box[3] - box[2]), block.dtype)
                 row_off, col_off = row * index.block_shape[0], col * index.block_shape[1]
                 top, left = max(row_off, box[0]), max(col_off, box[2])
                 bottom, right = min(row_off + block.shape[1], box[1]), min(col_off + block.shape[2], box[3])
                 part = block[:, top - row_off : bottom - row_off, left - col_off : right - col_off]
-                part = part if apart else part[list(bands)]
-                target = slice(place, place + 1) if apart else slice(None)
-                out[target, top - box[0] : bottom - box[0], left - box[2] : right - box[2]] = part
+                for at, band in ((first, 0),) if apart else enumerate(bands):
+                    out[at, top - box[0] : bottom - box[0], left - box[2] : right - box[2]] = part[band]
         if out is None:
-            with self.header() as dataset:
-                dtype = "uint8" if mask else dataset.dtypes[bands[0]]
-            out = np.zeros((len(bands), box[1] - box[0], box[3] - box[2]), dtype)
+            with _decoding(_hollow(directory.pixels_alone), "its header") as dataset:
+                out = np.zeros((len(bands), box[1] - box[0], box[3] - box[2]), dataset.dtypes[0])
         return out
 
     def _blocks(
         self,
         directory: tiff.Directory,
         index: tiff.BlockIndex,
-        bands: tuple[int, ...],
-        what: tuple[Any, ...],
+        plane: int,
+        what: tuple[int, bool],
         box: tuple[int, int, int, int],
-    ) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
-        """Places (row, col of the block grid) and pixels of the stored blocks that a box touches, decoded once."""
-        missing: list[tuple[int, int]] = []
-        for place in index.places(*box, plane=bands[0] if directory.num_planes > 1 else 0):
-            block = _DECODED.get((self.uri, self.file.etag, *what, *place))
-            if block is None:
-                missing.append(place)
-            else:
-                yield place, block
-        together = max(1, _DECODE_BYTES // max(1, directory.block_bytes))
-        for first in range(0, len(missing), together):
-            places = missing[first : first + together]
-            for place, block in zip(places, self._decode(directory, index, bands, places), strict=True):
-                _DECODED.put((self.uri, self.file.etag, *what, *place), block)
-                yield place, block
+    ) -> Iterator[tuple[tuple[int, int], _Block]]:
+        """Places (row, col of the block grid) and pixels of the stored blocks that a box touches, decoded once.
+
+        They come in portions: neither the encoded nor the decoded bytes in hand pass 32 MiB, or one block.
+        """
+
+        def decode(keys: list[_Key]) -> list[_Block]:
+            return self._decode(directory, index, plane, [key[-2:] for key in keys])
+
+        touched = index.places(*box, plane=plane)
+        block_bytes = directory.block_bytes
+        for places in index.portions(touched, plane=plane, block_bytes=block_bytes, max_bytes=_PORTION_BYTES):
+            keys = [(self.uri, self.file.etag, *what, plane, *place) for place in places]
+            yield from zip(places, _DECODED.get(keys, decode), strict=True)
 
     def _decode(
-        self, directory: tiff.Directory, index: tiff.BlockIndex, bands: tuple[int, ...], places: list[tuple[int, int]]
-    ) -> list[npt.NDArray[Any]]:
-        apart = directory.num_planes > 1
-        plane = bands[0] if apart else 0
-        ranges = []
-        for row, col in places:
-            start = int(index.offsets[plane, row, col])
-            ranges.append((start, start + int(index.counts[plane, row, col])))
-        bodies = self.file.fetch(ranges)
-        rows, cols = index.block_shape
-        if directory.tiled:
-            height, width = rows, cols * len(places)
-        else:  # strips lie below each other; the last of the image may be shorter, and is the last here
-            height, width = rows * len(places), cols
+        self, directory: tiff.Directory, index: tiff.BlockIndex, plane: int, places: list[tuple[int, ...]]
+    ) -> list[_Block]:
+        """The pixels (band, row, col) of blocks; GDAL sees them below each other, in an image one block wide."""
+        (rows, cols), num_planes = index.block_shape, directory.num_planes
+        height = rows * len(places)
+        if not directory.tiled:  # the last strip of the image may be shorter, and is the last here
             height -= max(0, (places[-1][0] + 1) * rows - directory.height)
         hollow = [b""] * len(places)
-        planes = [bodies if number == plane else hollow for number in range(directory.num_planes)]
-        data = tiff.excerpt(directory, [body for one in planes for body in one], height, width)
+        planes = [self.file.fetch(index.ranges(plane, places)) if at == plane else hollow for at in range(num_planes)]
+        data = tiff.excerpt(directory.pixels_alone, [body for one in planes for body in one], height, cols)
+        del planes
         named = (
             f"the blocks at row {places[0][0]}, column {places[0][1]} to row {places[-1][0]}, column {places[-1][1]}"
         )
         with _decoding(data, named) as dataset:
-            pixels = dataset.read([band + 1 for band in bands])
-        if directory.tiled:
-            return [np.ascontiguousarray(part) for part in np.split(pixels, len(places), axis=2)]
-        return [pixels[:, at * rows : (at + 1) * rows] for at in range(len(places))]
+            pixels = dataset.read([plane + 1] if num_planes > 1 else None)
+        # Copies, since a block that is kept would keep alive all those that it was decoded with.
+        return [pixels[:, at * rows : (at + 1) * rows].copy() for at in range(len(places))]
+
+
+def _overviews(images: list[tiff.Directory]) -> list[tiff.Directory]:
+    """The reduced copies of the first image among ``images``, largest first; of two of one size the first.
+
+    A file may hold other pictures too (pages, a thumbnail with a frame): a copy has the same bands and the same extent.
+    """
+    full = images[0]
+    found = {
+        d.shape: d
+        for d in reversed(images[1:])
+        if d.is_overview
+        and d.width < full.width
+        and all(d.number(tag, 1) == full.number(tag, 1) for tag in (tiff.SAMPLES, tiff.BITS, tiff.FORMAT))
+        and abs(d.width * full.height - d.height * full.width) <= full.width + full.height
+    }
+    return sorted(found.values(), key=lambda d: -d.width)
+
+
+def _hollow(directory: tiff.Directory) -> bytes:
+    """An excerpt of one block that is not there."""
+    return tiff.excerpt(directory, [b""] * directory.num_planes, *directory.block_shape)
 
 
 @contextmanager
 def _decoding(data: bytes, named: str) -> Iterator[Any]:
     """A rasterio dataset over bytes in memory; what GDAL cannot make of them is a SceneReadError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
-                yield dataset
+        with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
+            yield dataset
     except (RasterioError, CPLE_BaseError, SystemError, ValueError) as error:
         detail = re.sub(_MEMORY_NAME, "the file", str(error.__cause__ or error).strip()).splitlines()
         raise SceneReadError(f"{named} cannot be decoded" + (f": {detail[0]}" if detail else "")) from error
@@ -311,25 +394,28 @@ def describe(ref: SceneRef, options: ReadOptions) -> Scene:
     Only the header is read. The checks of place: there is a CRS (or ``assume_crs``), a geotransform that is finite and
     not singular; control points or RPCs alone are refused, since geoseg does not warp.
     """
-    info = store.head(ref.uri)
+    with _speaking_of(ref.id):
+        return _describe(ref, store.head(ref.uri), options)
+
+
+@contextmanager
+def _speaking_of(name: str) -> Iterator[None]:
+    """Let what goes wrong with a scene begin with its id, or with what of it is meant."""
     try:
-        return _describe(ref, info, options)
-    except SceneError as error:
-        if str(error).startswith((ref.id, ref.uri)):
-            raise
-        raise type(error)(f"{ref.id}: {error}") from error
+        yield
+    except (SceneError, StoreError) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _describe(ref: SceneRef, info: store.ObjectInfo, options: ReadOptions) -> Scene:
     geotiff = GeoTiff(ref.uri, size=info.size, etag=info.etag)
-    for level in range(len(geotiff.images)):
-        geotiff.index(level)
     shape = geotiff.levels()[0]
     with geotiff.header() as dataset:
         dtype = _one_dtype(dataset)
         tagged = dataset.nodatavals
         if options.nodata is not None:
             tagged = tuple(options.nodata if value is None else value for value in tagged)
+        mask_etag = _mask_etag(ref.uri, geotiff, dataset, options)
         return Scene(
             id=ref.id,
             uri=ref.uri,
@@ -338,10 +424,10 @@ def _describe(ref: SceneRef, info: store.ObjectInfo, options: ReadOptions) -> Sc
             grid=_grid(dataset, shape, options),
             bands=_band_names(dataset),
             dtype=dtype,
-            levels=geotiff.levels(),
+            levels=geotiff.levels() if mask_etag is None else (shape,),
             nodata=tagged,
-            has_mask=shape in geotiff.masks,
-            mask_sidecar=_mask_sidecar(ref.uri, geotiff, dataset, options),
+            has_mask=bool(geotiff.masks),
+            mask_etag=mask_etag,
             block_shape=geotiff.full.block_shape,
             datetime=_datetime(dataset, info),
         )
@@ -394,22 +480,23 @@ def _grid(dataset: Any, shape: tuple[int, int], options: ReadOptions) -> Grid:
     return Grid(crs.to_wkt(), (t.a, t.b, t.c, t.d, t.e, t.f), *shape)
 
 
-def _mask_sidecar(uri: str, geotiff: GeoTiff, dataset: Any, options: ReadOptions) -> bool:
+def _mask_etag(uri: str, geotiff: GeoTiff, dataset: Any, options: ReadOptions) -> str | None:
+    """The version of the mask beside a file that says nothing itself of which pixels are valid, if there is one."""
     flags = {flag for band in dataset.mask_flag_enums for flag in band}
     if geotiff.masks or flags & {MaskFlags.alpha, MaskFlags.nodata}:
-        return False
+        return None
     try:
-        if not store.exists(uri + ".msk"):
-            return False
+        if not store.exists(mask_uri(uri)):
+            return None
     except AccessDeniedError:
-        return False  # without the right to list, a bucket denies what it does not hold
+        return None  # without the right to list, a bucket denies what it does not hold
     if not options.sidecar_mask:
         raise SceneReadError(
-            f"the file {store.base_name(uri)}.msk beside it says which pixels are valid, and geoseg reads no other file than "
-            "the one it is given; allow it with --sidecar-mask, or put it inside with gdal_translate "
+            f"the file {store.base_name(mask_uri(uri))} beside it says which pixels are valid, and geoseg reads no other file "
+            "than the one it is given; allow it with --sidecar-mask, or put it inside with gdal_translate "
             "--config GDAL_TIFF_INTERNAL_MASK YES"
         )
-    return True
+    return store.head(mask_uri(uri)).etag
 
 
 def _datetime(dataset: Any, info: store.ObjectInfo) -> str:
@@ -424,19 +511,21 @@ def _datetime(dataset: Any, info: store.ObjectInfo) -> str:
 
 
 class SceneReader:
-    """Reads windows of one scene at one of its levels, with their valid pixels. Nothing stays open between reads."""
+    """Reads windows of one scene at one of its levels, with their valid pixels, in any number of threads.
+
+    Nothing stays open between reads. What is raised, here and by ``read``, begins with the scene's id: SceneReadError,
+    SceneTooCostlyError, SceneChangedError, StoreError.
+    """
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        try:
+        with _speaking_of(scene.id):
             self._geotiff = GeoTiff(scene.uri, size=scene.size, etag=scene.etag)
-            self._sidecar = _open_sidecar(scene) if scene.mask_sidecar else None
-        except NotGeoTiffError as error:
-            raise SceneReadError(f"{scene.id}: {error}") from error
+            self._sidecar = _open_sidecar(scene) if scene.mask_etag is not None else None
 
     @property
     def bytes_fetched(self) -> int:
-        """Bytes that came from the store so far."""
+        """Bytes that the calling thread has fetched from the store so far."""
         return self._geotiff.file.bytes_fetched + (self._sidecar.file.bytes_fetched if self._sidecar else 0)
 
     def is_stored(self, window: Window, *, level: int = 0) -> bool:
@@ -445,9 +534,8 @@ class SceneReader:
         Without a mask the image's own blocks decide, with one the mask's: a block of it that was never written is 0.
         """
         box = self._box(window, level)
-        index = self._geotiff.index(level)
-        mask = self._geotiff.index(level, mask=True)
-        return (index is None or index.stored(*box)) and (mask is None or mask.stored(*box))
+        mask = self._geotiff.mask_index(level)
+        return self._geotiff.index(level).stored(*box) and (mask is None or mask.stored(*box))
 
     def stored_bytes(self, window: Window, *, level: int = 0) -> int:
         """Bytes in the file that a window of the full image takes from ``level``.
@@ -455,26 +543,24 @@ class SceneReader:
         A block counts for the window that its first pixel lies in, so windows side by side count it once.
         """
         total = 0
-        for index in (self._geotiff.index(level), self._geotiff.index(level, mask=True)):
+        for index in (self._geotiff.index(level), self._geotiff.mask_index(level)):
             if index is not None:
                 total += index.owned_bytes(self._box(window, 0), self.scene.levels[0])
         return total
 
     def read(self, window: Window, bands: tuple[int, ...], *, level: int = 0) -> Raster:
-        """Pixels and validity of a window inside the level. Raises SceneReadError, SceneChangedError, StoreError.
+        """Pixels and validity of a window inside the level.
 
         A pixel is valid unless the mask, the alpha band, the nodata value (in every band), NaN (in any band) or a block
         that the file does not hold says otherwise. When a mask says that nothing is, no pixel is read: they are 0.
         """
         box = self._box(window, level)
-        try:
+        with _speaking_of(self.scene.id):
             valid = self._valid_by_mask(level, box)
             if valid is not None and not valid.any():
                 return Raster(np.zeros((len(bands), window.height, window.width), self.scene.dtype), valid)
             pixels = self._geotiff.read_bands(level, bands, box)
             return Raster(pixels, self._valid_by_pixels(valid, pixels, bands, level, box))
-        except SceneError as error:
-            raise type(error)(f"{self.scene.id}: {error}") from error
 
     def read_valid(self, window: Window, bands: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """Validity (row, col) at full size, without reading pixels where the file says it by a mask or not at all."""
@@ -483,20 +569,17 @@ class SceneReader:
         by_value = scene.alpha is not None or any(scene.nodata[band] is not None for band in bands)
         if by_value or np.dtype(scene.dtype).kind == "f":
             return self.read(window, bands).valid
-        try:
+        with _speaking_of(scene.id):
             valid = self._valid_by_mask(0, box)
-        except SceneError as error:
-            raise type(error)(f"{scene.id}: {error}") from error
         if valid is None:
             valid = np.ones((window.height, window.width), np.bool_)
         return self._without_unstored(valid, 0, box)
 
     def _valid_by_mask(self, level: int, box: tuple[int, int, int, int]) -> npt.NDArray[np.bool_] | None:
         if self._sidecar is not None:
-            if level:
-                raise SceneReadError("a mask in a file beside the scene has no overviews")
-            return np.asarray(self._sidecar.read_bands(0, (0,), box)[0] != 0)
-        if self._geotiff.index(level, mask=True) is not None:
+            with _speaking_of(_BESIDE):
+                return np.asarray(self._sidecar.read_bands(0, (0,), box)[0] != 0)
+        if self._geotiff.masks:
             return np.asarray(self._geotiff.read_mask(level, box) != 0)
         if self.scene.alpha is not None:
             return np.asarray(self._geotiff.read_bands(level, (self.scene.alpha,), box)[0] != 0)
@@ -526,8 +609,7 @@ class SceneReader:
     def _without_unstored(
         self, valid: npt.NDArray[np.bool_], level: int, box: tuple[int, int, int, int]
     ) -> npt.NDArray[np.bool_]:
-        index = self._geotiff.index(level)
-        absent = index.unstored_pixels(*box) if index is not None else None
+        absent = self._geotiff.index(level).unstored_pixels(*box)
         return valid if absent is None else valid & ~absent
 
     def _box(self, window: Window, level: int) -> tuple[int, int, int, int]:
@@ -549,11 +631,18 @@ def _is_nodata(band: npt.NDArray[Any], value: float) -> npt.NDArray[np.bool_]:
 
 
 def _open_sidecar(scene: Scene) -> GeoTiff:
-    info = store.head(scene.uri + ".msk")
-    sidecar = GeoTiff(info.uri, size=info.size, etag=info.etag)
-    if sidecar.levels()[0] != scene.levels[0]:
-        raise SceneReadError(f"{scene.id}: the mask beside it has another size than the scene")
-    return sidecar
+    with _speaking_of(_BESIDE):
+        info = store.head(mask_uri(scene.uri))
+        if info.etag != scene.mask_etag:
+            raise SceneChangedError("was replaced while the run was reading it; run again to take the new version")
+        try:
+            sidecar = GeoTiff(info.uri, size=info.size, etag=info.etag)
+        except NotGeoTiffError as error:
+            raise SceneReadError(str(error)) from error
+        if sidecar.levels()[0] != scene.levels[0]:
+            (height, width), (rows, cols) = sidecar.levels()[0], scene.levels[0]
+            raise SceneReadError(f"it is {width} x {height}, the scene {cols} x {rows}; write it again in that size")
+        return sidecar
 
 
 def write_geotiff(uri: str, pixels: npt.NDArray[Any], grid: Grid, *, nodata: float | None = None) -> None:

@@ -31,7 +31,8 @@ class Scene:
     """A scene whose header was read: grid, bands and the version (ETag) that all later reads must see.
 
     ``bands`` names the bands in file order (``red``, ``gray``, ``alpha``, ``undefined`` ...), ``levels`` the sizes
-    (row, col) of the full image and then of each overview, ``nodata`` the value of each band that marks no data.
+    (row, col) of the full image and then of each overview whose validity is known, ``nodata`` the value of each band
+    that marks no data. ``mask_etag`` is the version of the mask beside it (``mask_uri``), None when there is none.
     """
 
     id: str
@@ -44,7 +45,7 @@ class Scene:
     levels: tuple[tuple[int, int], ...]
     nodata: tuple[float | None, ...]
     has_mask: bool
-    mask_sidecar: bool
+    mask_etag: str | None
     block_shape: tuple[int, int]
     datetime: str
 
@@ -80,6 +81,21 @@ class Scene:
                 f" ({', '.join(self.bands)}); say which to take, for example --bands {first}"
             )
         return tuple(self.bands.index(name) for name in wanted)
+
+
+def mask_uri(uri: str) -> str:
+    """Where the mask beside a scene would lie."""
+    return uri + ".msk"
+
+
+def scene_is_unchanged(scene: Scene) -> bool:
+    """Whether the scene, and the mask beside it if it has one, are the versions that were described."""
+    try:
+        if scene.mask_etag is not None and store.head(mask_uri(scene.uri)).etag != scene.mask_etag:
+            return False
+        return store.head(scene.uri).etag == scene.etag
+    except store.ObjectMissingError:
+        return False
 
 
 def list_scenes(sources: Iterable[str]) -> list[SceneRef]:

@@ -6,7 +6,7 @@ TIFF revision 6.0 (Adobe, 1992) and BigTIFF (Aware Systems). GDAL decodes; this 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,20 @@ from geoseg.errors import NotGeoTiffError, SceneReadError, SceneTooCostlyError
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279, 284
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES, SUBFILE, OLD_SUBFILE = 322, 323, 324, 325, 254, 255
+FORMAT, _PIXEL_SCALE, _TIE_POINT = 339, 33550, 33922
 
 _SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBER = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
 MAX_DIRECTORIES = 64
 _MAX_ENTRIES = 1024
+# What decoding depends on: fill order, orientation, predictor, colours, extra samples, tables of JPEG, fax, LERC.
+_DECODING = frozenset(
+    {BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, ROWS_PER_STRIP, PLANAR, TILE_WIDTH, TILE_HEIGHT, FORMAT}
+    | {266, 274, 292, 293, 317, 320, 338, 347, 529, 530, 531, 532, 50674}
+)
 _MAX_VALUE_BYTES = 256 << 20
 _SHARED_BYTES = 1 << 20
+_SPARE_BYTES = 64 << 10
 _SHARED = "its fields claim more bytes than the file has, they share them; rewrite it with gdal_translate -of COG"
 
 Fetch = Callable[[int, int], bytes]
@@ -68,6 +75,11 @@ class Directory:
         return self.number(HEIGHT)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.height, self.width
+
+    @property
     def tiled(self) -> bool:
         """Whether the blocks are tiles rather than strips."""
         return TILE_WIDTH in self.entries
@@ -96,6 +108,17 @@ class Directory:
         rows, cols = self.block_shape
         bits = self.number(BITS, 1) * (1 if self.num_planes > 1 else self.number(SAMPLES, 1))
         return rows * cols * bits // 8
+
+    @property
+    def pixels_alone(self) -> Directory:
+        """The directory with what decoding needs and no more: a CRS costs a decoder more than a block does.
+
+        It lies at a place of no meaning, since rasterio warns of an image that lies nowhere.
+        """
+        entries = {tag: entry for tag, entry in self.entries.items() if tag in _DECODING}
+        for tag, values in ((_PIXEL_SCALE, (1, 1, 0)), (_TIE_POINT, (0, 0, 0, 0, 0, 0))):
+            entries[tag] = Entry(12, len(values), struct.pack(f"{self.byte_order}{len(values)}d", *values))
+        return Directory(entries, self.byte_order)
 
     @property
     def is_mask(self) -> bool:
@@ -129,6 +152,28 @@ class BlockIndex:
         cut = self._cut(row_off, row_end, col_off, col_end)
         found = np.argwhere(self.counts[plane][cut[1:]] > 0)
         return [(cut[1].start + row, cut[2].start + col) for row, col in found.tolist()]
+
+    def ranges(self, plane: int, places: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+        """Where in the file the blocks at some places begin and end."""
+        rows, cols = np.asarray(places, np.int64).reshape(-1, 2).T
+        starts = self.offsets[plane, rows, cols]
+        return list(zip(starts.tolist(), (starts + self.counts[plane, rows, cols]).tolist(), strict=True))
+
+    def portions(
+        self, places: Sequence[tuple[int, int]], *, plane: int, block_bytes: int, max_bytes: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """The places in portions of at most ``max_bytes`` each, encoded and decoded, or of one block that is larger."""
+        portion: list[tuple[int, int]] = []
+        held = 0
+        for place, (start, end) in zip(places, self.ranges(plane, places), strict=True):
+            num_bytes = max(end - start, block_bytes)
+            if portion and held + num_bytes > max_bytes:
+                yield portion
+                portion, held = [], 0
+            portion.append(place)
+            held += num_bytes
+        if portion:
+            yield portion
 
     def stored(self, row_off: int, row_end: int, col_off: int, col_end: int) -> bool:
         """Whether any block that these pixels touch is in the file."""
@@ -172,6 +217,10 @@ def block_index(directory: Directory, file_size: int) -> BlockIndex:
     ends = [counts, offsets, offsets + counts]  # each alone too: a sum of 64 bits may wrap
     if any(int(end.min()) < 0 or int(end.max()) > file_size for end in ends):
         raise SceneReadError("the file is cut short or damaged: its block index points past the end of the file")
+    if int(counts.max()) > 2 * directory.block_bytes + _SPARE_BYTES:
+        raise SceneReadError(
+            f"the block index is damaged: a block of {directory.block_bytes} bytes is said to take {counts.max()} in the file"
+        )
     return BlockIndex(directory.block_shape, offsets, counts)
 
 
@@ -268,7 +317,7 @@ def write_directories(
 _POINTS_ELSEWHERE = (330, 34665, 34853, 40965, 288, 289, OLD_SUBFILE)
 
 
-def excerpt(directory: Directory, bodies: list[bytes], height: int, width: int) -> bytes:
+def excerpt(directory: Directory, bodies: Sequence[bytes | memoryview], height: int, width: int) -> bytes:
     """A small TIFF file of some blocks of an image: the image's own fields, another size, and these blocks in order.
 
     ``bodies`` are the encoded blocks, plane after plane. A decoder that is given an excerpt needs no other byte of the file.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from geoseg.errors import ConfigError
 
 BLOCK = 512
-_GROUP = 4
+ACROSS = 4
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,21 +44,20 @@ def num_windows(height: int, width: int, size: int) -> int:
     return -(-height // size) * -(-width // size)
 
 
-def plan_windows(height: int, width: int, size: int) -> Iterator[Window]:
+def plan_windows(height: int, width: int, size: int, *, across: int = ACROSS) -> Iterator[Window]:
     """The write windows of a grid: squares of ``size`` pixels, clipped to the grid, each pixel in exactly one.
 
     ``size`` is 512 times a power of two, so that a window holds whole blocks of the mask and of its first overviews.
-    The order keeps neighbours close in time (groups of 4 x 4), so that blocks decoded for one serve the next; nothing
-    else depends on it.
+    The order keeps neighbours close in time, so that blocks decoded for one serve the next: from top to bottom in
+    columns of ``across`` windows side by side. Nothing else depends on it.
     """
     check_window_size(size)
     rows, cols = -(-height // size), -(-width // size)
-    for group_row in range(0, rows, _GROUP):
-        for group_col in range(0, cols, _GROUP):
-            for row in range(group_row, min(group_row + _GROUP, rows)):
-                for col in range(group_col, min(group_col + _GROUP, cols)):
-                    row_off, col_off = row * size, col * size
-                    yield Window(col_off, row_off, min(size, width - col_off), min(size, height - row_off))
+    for first_col in range(0, cols, across):
+        for row in range(rows):
+            for col in range(first_col, min(first_col + across, cols)):
+                row_off, col_off = row * size, col * size
+                yield Window(col_off, row_off, min(size, width - col_off), min(size, height - row_off))
 
 
 def check_window_size(size: int) -> int:

@@ -1,0 +1,90 @@
+"""The mask beside a scene is an input like the scene: its version decides what is done again, and is watched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit.oracle import published_mask
+from kit.scenes import noise, tiny_bundle, write_scene
+
+import geoseg
+from geoseg.config import load_job
+from geoseg.errors import SceneChangedError
+from geoseg.predict.plan import PIXEL_VERSION, RunSpec, plan_scene
+from geoseg.predict.publish import publish_scene
+from geoseg.predict.worker import Task, Worker
+from geoseg.raster.geotiff import SceneReader
+from geoseg.raster.scene import SceneRef
+from geoseg.run import make_run_spec
+
+SIDE = 300
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    path = write_scene(tmp_path / "scene.tif", noise(3, SIDE, SIDE))
+    put_mask(path, 100)
+    return path
+
+
+def put_mask(scene: Path, num_rows: int) -> None:
+    """Write a mask beside a scene that lets its first rows count."""
+    valid = np.zeros((1, SIDE, SIDE), np.uint8)
+    valid[:, :num_rows] = 255
+    write_scene(scene.with_name(scene.name + ".msk"), valid)
+
+
+def run_for(scene: Path) -> RunSpec:
+    values = {
+        "scenes": [str(scene)],
+        "out": str(scene.parent / "out"),
+        "bundle": tiny_bundle(scene.parent / "bundle"),
+        "predict": {"sidecar_mask": True},
+    }
+    return make_run_spec(load_job(None, values))
+
+
+def test_a_new_mask_beside_a_scene_is_a_new_scene(scene: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle")
+    told = []
+    for num_rows in (100, None, 200):
+        if num_rows:
+            put_mask(scene, num_rows)
+        report = geoseg.predict(
+            str(scene), str(tmp_path / "out"), bundle=bundle, engine="local", sidecar_mask=True
+        ).scenes[0]
+        told.append((report.status, int((published_mask(report.mask) != 255).sum()) // SIDE))
+    assert told == [("published", 100), ("unchanged", 100), ("published", 200)]
+
+
+def test_a_mask_that_is_replaced_during_a_run_is_noticed_at_the_end(scene: Path) -> None:
+    run = run_for(scene)
+    plan = plan_scene(SceneRef("a", str(scene)), run)
+    worker = Worker(run)
+    done = list(worker.run([Task(plan, window) for window in plan.windows(SceneReader(plan.scene))]))
+    worker.close()
+    assert not [one.error for one in done if one.error]
+    put_mask(scene, 50)
+    with pytest.raises(SceneChangedError, match=r"^a: was replaced"):
+        publish_scene(run, plan)
+    scene.with_name(scene.name + ".msk").unlink()
+    with pytest.raises(SceneChangedError, match=r"^a: was replaced"):
+        publish_scene(run, plan)
+
+
+def test_a_scene_without_a_mask_beside_it_keeps_its_fingerprint(scene: Path) -> None:
+    """What was published before masks beside scenes had a say must not be done again."""
+    run = run_for(scene)
+    told = {
+        "version": PIXEL_VERSION,
+        "input": "etag",
+        "bundle": run.bundle_digest,
+        "settings": run.config.pixel_settings(),
+        "aoi": None,
+    }
+    assert run.fingerprint("etag") == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    assert len({run.fingerprint("etag"), run.fingerprint("etag", "1"), run.fingerprint("etag", "2")}) == 3
