@@ -78,6 +78,12 @@ def test_scenes_that_are_denied_are_refused_and_the_others_go_on(bucket: str, sc
     assert [(one.id, one.status) for one in report.scenes] == [("closed", "refused"), ("open", "published")]
     assert re.search(r"closed\.tif: access denied.*\(AccessDenied\)", report.scenes[0].sentence)
     assert report.exit_code == 1
+    assert store.exists(report.scenes[1].mask)
+    store.write(f"s3://{bucket}/in/open.tif.msk", b"")  # stands for one that is not there: AWS denies both alike
+    deny(bucket, "in/closed.tif", "in/open.tif.msk")
+    assert predict(f"s3://{bucket}/in", f"s3://{bucket}/out2", bundle).scenes[1].status == "published", (
+        "without the right to list, a bucket denies what it does not hold"
+    )
     deny(bucket, "in/*")
     report = predict(f"s3://{bucket}/in", f"s3://{bucket}/out", bundle)
     assert [one.status for one in report.scenes] == ["refused", "refused"]

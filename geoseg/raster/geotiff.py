@@ -27,9 +27,9 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from geoseg.errors import (
-    AccessDeniedError,
     GeoreferenceError,
     NotGeoTiffError,
+    SceneDeniedError,
     SceneError,
     SceneReadError,
     SceneTooCostlyError,
@@ -401,7 +401,7 @@ def _mask_sidecar(uri: str, geotiff: GeoTiff, dataset: Any, options: ReadOptions
     try:
         if not store.exists(uri + ".msk"):
             return False
-    except AccessDeniedError:
+    except SceneDeniedError:
         return False  # without the right to list, a bucket denies what it does not hold
     if not options.sidecar_mask:
         raise SceneReadError(

@@ -173,9 +173,14 @@ def _bucket(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...])
     if scheme == "az":
         return AzureStore(container_name=bucket, client_options=options, retry_config=retries)
     import boto3
+    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session()
+    try:
+        session = boto3.Session()
+        credentials = session.get_credentials()
+    except BotoCoreError as error:
+        raise AccessDeniedError(f"s3://{bucket}: the AWS credentials cannot be had: {error}") from error
     settings: dict[str, Any] = {"region": session.region_name or "us-east-1"}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
@@ -183,7 +188,7 @@ def _bucket(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...])
         options["allow_http"] = endpoint.startswith("http://")
     if _is_unsigned():
         settings["skip_signature"] = True
-    elif session.get_credentials() is None:
+    elif credentials is None:
         raise AccessDeniedError(
             f"s3://{bucket}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, "
             "give the machine a role, or set AWS_NO_SIGN_REQUEST=YES for a public bucket"

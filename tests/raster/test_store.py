@@ -22,7 +22,6 @@ from geoseg.errors import (
     SceneChangedError,
     SceneDeniedError,
     SceneError,
-    StopError,
     StoreError,
 )
 from geoseg.raster import store
@@ -415,11 +414,24 @@ def test_a_bucket_that_is_not_there_is_named(bucket: str) -> None:
             access(f"s3://{bucket}-not/x")
 
 
-def test_without_credentials_the_remedies_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("", "no AWS credentials found; set AWS_ACCESS_KEY_ID"),
+        ("[default]\ncredential_process = false", "the AWS credentials cannot be had: Error when retrieving"),
+        ("[profile other]", r"the AWS credentials cannot be had: The config profile \(mine\) could not be found"),
+    ],
+)
+def test_without_credentials_the_remedies_are_named(
+    config: str, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    with pytest.raises(StopError, match="no AWS credentials found; set AWS_ACCESS_KEY_ID"):
+    (tmp_path / "config").write_text(config)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    if "other" in config:
+        monkeypatch.setenv("AWS_PROFILE", "mine")
+    with pytest.raises(AccessDeniedError, match=sentence):
         store.read("s3://b/x")
