@@ -445,12 +445,7 @@ def write(uri: str, data: bytes, *, create: bool = False, replaces: Version | No
             mode = {name: value for name, value in asdict(replaces).items() if value}
             if uri.startswith("s3://"):  # some S3 servers compare without the quotes, and AWS does either way
                 mode["e_tag"] = mode["e_tag"].strip('"')
-        try:
-            return _version(obstore.put(store, key, data, mode=mode, use_multipart=multipart))
-        except FileNotFoundError as error:
-            if replaces and "NoSuchBucket" not in str(error):
-                raise ObjectExistsError(f"{redact(uri)}: {_CHANGED}") from error
-            raise
+        return _version(obstore.put(store, key, data, mode=mode, use_multipart=multipart))
 
 
 def _put_file(path: str, data: bytes, replaces: Version | None) -> Version:
