@@ -41,6 +41,10 @@ class SceneChangedError(SceneError):
     """The scene was replaced in its store while it was being read."""
 
 
+class SceneDeniedError(SceneError):
+    """The store refused this one object (its policy, its owner, its archive class); the credentials as such are good."""
+
+
 class ConflictError(SceneError):
     """Another scene or another run has published under the same id in the meantime."""
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from geoseg.config import ClusterConfig, Job, load_job
-from geoseg.errors import ConfigError, NothingReadableError
+from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError, SceneDeniedError
 from geoseg.model.bundle import WEIGHTS_NAME
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
@@ -33,7 +33,7 @@ _LOOK_AHEAD_SCENES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """What a run did. ``exit_code``: 0 all scenes stand, 1 some failed, 3 not one could be read."""
+    """What a run did. ``exit_code``: 0 all scenes stand, 1 some failed, 3 not one could be read, 4 all were denied."""
 
     out: str
     engine: str
@@ -55,6 +55,8 @@ class RunReport:
         counts = self.counts
         if not counts["refused"] and not counts["failed"]:
             return 0
+        if all(scene.kind == SceneDeniedError.__name__ for scene in self.scenes):
+            return AccessDeniedError.exit_code
         return 1 if counts["published"] or counts["unchanged"] else NothingReadableError.exit_code
 
     def summary(self) -> str:
@@ -118,7 +120,7 @@ def make_run_spec(job: Job) -> RunSpec:
 def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     """Run a job to its end. Raises StopError kinds alone; KeyboardInterrupt passes through, finished work stays."""
     run = make_run_spec(job)
-    refs = list_scenes(job.scenes)
+    refs = list_scenes(job.scenes, out=run.out)
     engine = choose_engine(job, run, refs)
     progress = Progress(len(refs), quiet=quiet)
     with Lease(run.out) as lease:
@@ -175,8 +177,17 @@ def _write_record(run: RunSpec, job: Job, report: RunReport, run_id: str) -> Non
         "bundle_sha256": run.bundle_digest,
         "report": {**asdict(report), "scenes": [asdict(scene) for scene in report.scenes]},
     }
-    text = store.redact(json.dumps(told, indent=1))
+    text = json.dumps(_redacted(told), indent=1)
     store.write(store.join(run.out, WORK_FOLDER, "runs", f"{run_id}.json"), text.encode())
+
+
+def _redacted(told: Any) -> Any:
+    """The same structure with its texts redacted one by one, so that it stays the JSON that it was."""
+    if isinstance(told, dict):
+        return {key: _redacted(value) for key, value in told.items()}
+    if isinstance(told, (list, tuple)):
+        return [_redacted(value) for value in told]
+    return store.redact(told) if isinstance(told, str) else told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +231,7 @@ class JobPlan:
 def plan_job(job: Job) -> JobPlan:
     """What ``run_job`` would do. Reads headers and block indexes alone and writes nothing."""
     run = make_run_spec(job)
-    prepared = tuple(prepare_scene(ref, run) for ref in list_scenes(job.scenes))
+    prepared = tuple(prepare_scene(ref, run) for ref in list_scenes(job.scenes, out=run.out))
     plans = [(one, one.plan) for one in prepared if one.plan is not None]
     pixels = sum(
         plan.scene.grid.width * plan.scene.grid.height * one.num_todo // max(1, plan.num_windows) for one, plan in plans
@@ -256,4 +267,4 @@ def _memory_bytes(plan: ScenePlan, run: RunSpec) -> int:
 def check_job(job: Job) -> list[Checked]:
     """What geoseg sees in each scene of a job and what it would refuse."""
     run = make_run_spec(job)
-    return [check_scene(ref, run) for ref in list_scenes(job.scenes)]
+    return [check_scene(ref, run) for ref in list_scenes(job.scenes, out=run.out)]

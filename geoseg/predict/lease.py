@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import Self
@@ -24,8 +25,9 @@ MISSED_BEATS = 3
 class Lease:
     """Holds ``<out>/_geoseg/lease.json`` while the block runs. Raises OutputHeldError when another run does.
 
-    A holder is taken for dead when its counter stands still for three beats as seen from here (no clocks are compared),
-    or at once when it was a process of this host that is gone.
+    A holder is taken for dead when its lease stays the same version for three beats as seen from here (no clocks are
+    compared), or at once when it was a process beside this one that is gone. Every write says which version it replaces, so
+    of several runs that wait for a dead one the store lets one through.
     """
 
     def __init__(self, out: str, *, beat_s: float = BEAT_S) -> None:
@@ -33,15 +35,13 @@ class Lease:
         self.run_id = uuid.uuid4().hex[:12]
         self._beat_s = beat_s
         self._beat = 0
-        self._etag = ""
+        self._version: store.Version | None = None
         self._stop = threading.Event()
         self._lost = ""
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
-        try:
-            self._write(create=True)
-        except store.ObjectExistsError:
+        if not self._claim():
             self._take_over()
         self._thread.start()
         return self
@@ -49,8 +49,9 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if not self._lost:
-            with suppress(GeosegError):  # what may not be deleted is taken for dead after three beats
+        with suppress(GeosegError):  # what may not be deleted is taken for dead after three beats
+            holder, _version = self._read()
+            if holder.get("run") == self.run_id:
                 store.delete([self.uri])
 
     def check(self) -> None:
@@ -58,70 +59,82 @@ class Lease:
         if self._lost:
             raise OutputHeldError(self._lost)
 
-    def _body(self) -> bytes:
-        told = {"run": self.run_id, "beat": self._beat, "host": socket.gethostname(), "pid": os.getpid()}
-        return json.dumps(told).encode()
-
-    def _write(self, *, create: bool = False, replaces: str | None = None) -> None:
-        store.write(self.uri, self._body(), create=create, replaces=replaces)
-        self._etag = store.head(self.uri).etag
-
-    def _seen(self) -> tuple[dict[str, Any], str] | None:
+    def _claim(self) -> bool:
+        """Write the lease in place of the version seen last, or where there was none; whether it is this run's now."""
+        told = {"run": self.run_id, "beat": self._beat, "host": socket.gethostname(), "pid": os.getpid(), "in": _here()}
+        body = json.dumps(told).encode()
         try:
-            etag = store.head(self.uri).etag
-            return json.loads(store.read(self.uri)), etag
+            self._version = store.write(self.uri, body, create=self._version is None, replaces=self._version)
+        except store.ObjectExistsError:
+            holder, self._version = self._read()
+            return holder.get("run") == self.run_id  # it was written by this run, and the answer was lost
+        return True
+
+    def _read(self) -> tuple[dict[str, Any], store.Version | None]:
+        """Who holds the lease (nothing when there is none, or no word of ours in it) and its version."""
+        try:
+            body, version = store.read_version(self.uri)
         except store.ObjectMissingError:
-            return None
+            return {}, None
+        try:
+            told = json.loads(body)
         except ValueError:
-            return {}, etag
+            told = None
+        return told if isinstance(told, dict) else {}, version
 
     def _take_over(self) -> None:
-        first = self._seen()
+        """Wait until the lease is gone, or has not changed for three beats, and claim it."""
+        holder, standing = self._read()
+        self._version = standing
         deadline = time.monotonic() + MISSED_BEATS * self._beat_s
-        while first is not None and not _is_gone(first[0]) and time.monotonic() < deadline:
+        while self._version is not None and not _is_gone(holder) and time.monotonic() < deadline:
             time.sleep(self._beat_s / 5)
-            now = self._seen()
-            if now is None:
-                break
-            if now[0] != first[0]:
-                holder = now[0]
-                raise OutputHeldError(
-                    f"{store.redact(self.uri)}: run {holder.get('run')} on {holder.get('host')} (process {holder.get('pid')}) is "
-                    "writing to this output; wait for it to end, or write to another output"
-                )
-        try:
-            self._write(create=first is None or self._seen() is None, replaces=first[1] if first else None)
-        except store.ObjectExistsError as error:
-            raise OutputHeldError(f"{store.redact(self.uri)}: another run has just begun on this output") from error
+            holder, self._version = self._read()
+            if self._version not in (None, standing):
+                raise self._held_by(holder)
+        if not self._claim():
+            raise self._held_by(self._read()[0])
+
+    def _held_by(self, holder: dict[str, Any]) -> OutputHeldError:
+        who = (
+            f"run {holder.get('run')} on {holder.get('host')} (process {holder.get('pid')})"
+            if holder
+            else "another run"
+        )
+        return OutputHeldError(
+            f"{store.redact(self.uri)}: {who} is writing to this output; wait for it to end, or write to another output"
+        )
 
     def _keep_beating(self) -> None:
         while not self._stop.wait(self._beat_s):
             self._beat += 1
             try:
-                seen = self._seen()
-                lost = seen is None or seen[0].get("run") != self.run_id
-                if not lost:
-                    self._write(replaces=self._etag)
-            except store.ObjectExistsError:
-                lost = True
+                held = self._claim()
             except GeosegError:
                 continue  # the store is away for a moment; the next beat tries again
-            if lost:
+            if not held:
                 self._lost = f"{store.redact(self.uri)}: another run has taken this output over; this one ends"
                 return
 
 
+def _here() -> str:
+    """Where a process id means something: this boot of this machine and, of its containers, this one."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux, so no containers of processes either
+        return socket.gethostname()
+
+
 def _is_gone(holder: dict[str, Any]) -> bool:
+    """Whether a holder is certainly dead. An id that another process got meanwhile is not; the three beats tell."""
+    pid = holder.get("pid")
     if not holder:
         return True
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
-        return False
-    if holder["pid"] == os.getpid():
+    if holder.get("in") != _here() or not isinstance(pid, int):
         return False
     try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False

@@ -19,12 +19,13 @@ Status = Literal["planned", "published", "unchanged", "refused", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneReport:
-    """What came of a scene; ``sentence`` says why when it was refused or failed."""
+    """What came of a scene; ``sentence`` says why when it was refused or failed, ``kind`` names the error of a refusal."""
 
     id: str
     uri: str
     status: Status
     sentence: str = ""
+    kind: str = ""
     item: str = ""
     mask: str = ""
     classes: tuple[int, ...] = ()
@@ -64,7 +65,8 @@ def prepare_scene(ref: SceneRef, run: RunSpec) -> Prepared:
     except StopError:
         raise
     except GeosegError as error:
-        return Prepared(ref, SceneReport(id=ref.id, uri=ref.uri, status="refused", sentence=str(error)))
+        kind = type(error).__name__
+        return Prepared(ref, SceneReport(id=ref.id, uri=ref.uri, status="refused", sentence=str(error), kind=kind))
 
 
 @dataclass(slots=True)

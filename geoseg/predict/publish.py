@@ -43,17 +43,17 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
     return store.join(run.out, scene_id, ITEM_NAME)
 
 
-def published_item(run: RunSpec, scene_id: str) -> tuple[dict[str, Any], str] | None:
-    """The standing item of a scene and its ETag, or None."""
+def published_item(run: RunSpec, scene_id: str) -> tuple[dict[str, Any], store.Version] | None:
+    """The standing item of a scene and its version, or None."""
     uri = item_uri(run, scene_id)
     try:
-        info = store.head(uri)
-        document = json.loads(store.read(uri))
+        body, version = store.read_version(uri)
+        document = json.loads(body)
     except store.ObjectMissingError:
         return None
     except ValueError as error:
         raise ConflictError(f"{scene_id}: {store.redact(uri)} is not an item of geoseg's; move it away") from error
-    return document, info.etag
+    return document, version
 
 
 def standing_mask(run: RunSpec, scene_id: str, fingerprint: str) -> str | None:
@@ -132,7 +132,7 @@ def _tidy(run: RunSpec, plan: ScenePlan) -> None:
         delete_parts(run, plan)
 
 
-def _refuse_foreign(standing: tuple[dict[str, Any], str] | None, plan: ScenePlan) -> None:
+def _refuse_foreign(standing: tuple[dict[str, Any], store.Version] | None, plan: ScenePlan) -> None:
     if standing is None:
         return
     sources = [link.get("href") for link in standing[0].get("links", []) if link.get("rel") == "derived_from"]
@@ -177,7 +177,7 @@ def _put(run: RunSpec, plan: ScenePlan, kind: str, suffix: str, file: CogFile | 
     return {"name": name, "size": size, "sha256": sha256, "title": title}
 
 
-def _commit(run: RunSpec, plan: ScenePlan, body: bytes, replaces: str | None) -> None:
+def _commit(run: RunSpec, plan: ScenePlan, body: bytes, replaces: store.Version | None) -> None:
     """Put the item: created if there was none, else in place of the very one that was seen."""
     uri = item_uri(run, plan.scene.id)
     try:

@@ -28,10 +28,10 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from geoseg.errors import (
-    AccessDeniedError,
     GeoreferenceError,
     NotGeoTiffError,
     SceneChangedError,
+    SceneDeniedError,
     SceneError,
     SceneReadError,
     SceneTooCostlyError,
@@ -488,7 +488,7 @@ def _mask_etag(uri: str, geotiff: GeoTiff, dataset: Any, options: ReadOptions) -
     try:
         if not store.exists(mask_uri(uri)):
             return None
-    except AccessDeniedError:
+    except SceneDeniedError:
         return None  # without the right to list, a bucket denies what it does not hold
     if not options.sidecar_mask:
         raise SceneReadError(

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from geoseg.errors import BandError, ConfigError, NothingReadableError
+from geoseg.errors import BandError, ConfigError, NothingReadableError, SceneDeniedError
 from geoseg.raster import store
 from geoseg.raster.grid import Grid
 
 _SUFFIXES = (".tif", ".tiff", ".gtiff", ".cog")
 _MAX_ID = 100
+_MAGIC = re.compile(r"[*?\[]")
+_ASSET = re.compile(r"(?:mask|probabilities)-[0-9a-f]{16}\.tif")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,51 +100,74 @@ def scene_is_unchanged(scene: Scene) -> bool:
         return False
 
 
-def list_scenes(sources: Iterable[str]) -> list[SceneRef]:
+def list_scenes(sources: Iterable[str], *, out: str | None = None) -> list[SceneRef]:
     """The scenes of the sources, sorted by URI, each once.
 
     A source is a GeoTIFF, a folder or prefix (every ``.tif``, ``.tiff``, ``.gtiff`` or ``.cog`` below it), a glob (``*``,
-    ``?``, ``[...]``; ``*`` also crosses folders) or a ``.txt`` file with a source per line (``#`` begins a comment).
-    A scene's id is its path below the source, without the suffix. Raises NothingReadableError when a source has none.
+    ``?``, ``[...]``; ``*`` also crosses folders) or a ``.txt`` file with a source per line (``#`` at its beginning or after
+    a space begins a comment). A name that exists is taken as it is, whatever characters it has. What was published under
+    ``out`` is no scene, unless it is named itself. A scene's id is its path below the source, without the suffix; no two
+    differ in case alone.
+
+    Raises NothingReadableError when a source has none, ConfigError, AccessDeniedError, StoreError.
     """
     names: dict[str, str] = {}
     for source in sources:
-        found = dict(_expand(source))
+        found = dict(_expand(source, out))
         if not found:
             raise NothingReadableError(
                 f"{store.redact(source)}: no scene found there (looked for {', '.join(_SUFFIXES)}); check the path or prefix"
             )
         names = found | names
     slugs = {uri: _slug(name) for uri, name in names.items()}
-    taken = Counter(slugs.values())
-    refs = [SceneRef(slug if taken[slug] == 1 else _with_hash(slug, uri), uri) for uri, slug in slugs.items()]
+    taken = Counter(slug.lower() for slug in slugs.values())
+    refs = [SceneRef(slug if taken[slug.lower()] == 1 else _with_hash(slug, uri), uri) for uri, slug in slugs.items()]
     return sorted(refs, key=lambda ref: ref.uri)
 
 
-def _expand(source: str) -> Iterator[tuple[str, str]]:
+def _expand(source: str, out: str | None) -> Iterator[tuple[str, str]]:
     """URI and name (path below the source) of each scene of a source."""
     uri = store.normalize_uri(source)
     if uri.lower().endswith(".txt"):
         for listed in _lines(uri):
-            yield from _expand(listed)
-    elif not uri.endswith("/") and store.exists(uri):
+            yield from _expand(listed, out)
+    elif _is_object(uri):
         yield uri, store.base_name(uri)
-    elif re.search(r"[*?\[]", uri):
-        root = re.split(r"[*?\[]", uri, maxsplit=1)[0].rsplit("/", 1)[0]
-        for info in store.walk(root + "/"):
-            if fnmatchcase(info.uri, uri):
-                yield info.uri, info.uri[len(root) + 1 :]
     else:
-        root = uri.rstrip("/")
-        for info in store.walk(root + "/"):
-            below = info.uri[len(root) + 1 :]
-            if below.lower().endswith(_SUFFIXES) and not below.startswith(("_geoseg/", ".")):
-                yield info.uri, below
+        root = uri.rstrip("/") + "/"
+        found = [one for one in _below(root, out) if _looks_like_a_scene(one.removeprefix(root))]
+        if not found and _MAGIC.search(uri):
+            root = _MAGIC.split(uri, maxsplit=1)[0].rpartition("/")[0] + "/"
+            found = [one for one in _below(root, out) if fnmatchcase(one, uri)]
+        for one in found:
+            yield one, one.removeprefix(root)
+
+
+def _looks_like_a_scene(below: str) -> bool:
+    return below.lower().endswith(_SUFFIXES) and not below.startswith(("_geoseg/", "."))
+
+
+def _is_object(uri: str) -> bool:
+    try:
+        return store.exists(uri)
+    except SceneDeniedError:
+        return uri.lower().endswith(_SUFFIXES)
+
+
+def _below(root: str, out: str | None) -> Iterator[str]:
+    """The objects below a folder or prefix, but for the assets beside the items that were published under ``out``."""
+    uris = [info.uri for info in store.walk(root)]
+    published = {uri.rpartition("/")[0] for uri in uris if uri.endswith("/item.json")}
+    for uri in uris:
+        folder, _, name = uri.rpartition("/")
+        is_asset = folder in published and folder.rpartition("/")[0] == out and _ASSET.fullmatch(name)
+        if not is_asset:
+            yield uri
 
 
 def _lines(uri: str) -> Iterator[str]:
     for line in store.read(uri).decode("utf-8-sig", errors="replace").splitlines():
-        text = line.split("#", 1)[0].strip()
+        text = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].strip()
         if text.lower().endswith(".txt"):
             raise ConfigError(f"{store.redact(uri)}: a list of scenes may not name another list, {text}")
         if text:
@@ -155,7 +180,7 @@ def _slug(name: str) -> str:
         if stem.lower().endswith(suffix):
             stem = stem[: -len(suffix)]
             break
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "scene"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.").lstrip("_") or "scene"
     return slug if slug == stem.replace("/", "-") and len(slug) <= _MAX_ID else _with_hash(slug[:_MAX_ID], name)
 
 

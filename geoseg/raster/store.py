@@ -6,16 +6,18 @@ Credentials for S3 come from boto3's chain; endpoint, region and path style from
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import obstore
 from obstore import exceptions as failures
@@ -26,6 +28,7 @@ from geoseg.errors import (
     ConfigError,
     GeosegError,
     SceneChangedError,
+    SceneDeniedError,
     SceneReadError,
     StoreError,
 )
@@ -33,19 +36,48 @@ from geoseg.errors import (
 _SCHEMES = ("s3", "gs", "az", "memory", "file")
 _CONCURRENCY = 16
 _PART_BYTES = 8 << 20
-_DENIED = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403 Forbidden")
+_WRONG_KEY = (
+    "SignatureDoesNotMatch",
+    "InvalidAccessKeyId",
+    "ExpiredToken",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "AuthenticationFailed",
+)
+_REFUSALS = ("400 Bad Request", "403 Forbidden")
 _NO_ACCESS = "access denied; check the credentials and the bucket's policy"
+_CHANGED = "was changed by somebody else in the meantime"
+_NOT_A_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]")
+_USER = re.compile(r'://[^/@\s"<>]+@')
+_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
+_HEADER = re.compile(r"""(?i)(authorization\W{1,4}(?:(?:aws[\w-]*|bearer|basic|sharedkey)\s+)?)[^\s"',;]+""")
+_PAIR = re.compile(
+    r"""(?i)(?<![\w/.-])((?:[\w-]*(?:signature|credential|token|secret|password|accesskey|access_key|accountkey)"""
+    r"""[\w-]*|sig)=)[^&\s"',;<>]+"""
+)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """One state of an object, word for word as its store names it: what a conditional write hands back.
+
+    Some stores compare the ``e_tag`` (S3, Azure), Google compares its ``version``.
+    """
+
+    e_tag: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a store says of an object without its bytes."""
+    """What a store says of an object without its bytes; ``etag`` is without quotes, ``version`` as the store gave it."""
 
     uri: str
     size: int
     etag: str
     modified: datetime
+    version: Version
 
 
 class ObjectExistsError(GeosegError):
@@ -56,28 +88,65 @@ class ObjectMissingError(SceneReadError):
     """There is no object of this name."""
 
 
-def normalize_uri(text: str | os.PathLike[str]) -> str:
-    """The URI in the one form used throughout: an absolute path for a folder or file, else ``scheme://...``.
+class ObjectNameError(SceneReadError):
+    """The name is none under which the store's client would find this very object."""
 
-    Raises ConfigError for a scheme that geoseg does not read; ``http`` is one of them, ``vrt://`` and the like too.
+
+def normalize_uri(text: str | os.PathLike[str]) -> str:
+    """The URI in the one form used throughout: an absolute path for a folder or file, else ``scheme://bucket/key``.
+
+    After the bucket every character stands for itself, ``?``, ``#`` and ``%`` too. Raises ConfigError for a scheme that
+    geoseg does not read (``http`` is one of them, ``vrt://`` and the like too) and for a name that it cannot address.
     """
     text = os.fspath(text)
-    if "\0" in text or not text.strip():
+    if not text.strip():
         raise ConfigError(f"{text!r} is not a path or URI")
-    scheme = urlsplit(text).scheme if re.match(r"^[A-Za-z][A-Za-z0-9+.-]*://", text) else ""
+    scheme, bucket, key = _split(text)
     if not scheme:
-        return os.path.abspath(os.path.expanduser(text))
-    if scheme not in _SCHEMES:
+        uri = os.path.abspath(os.path.expanduser(text))
+    elif scheme not in _SCHEMES:
         raise ConfigError(f"{redact(text)}: geoseg reads {', '.join(_SCHEMES)} URIs and plain paths, not {scheme}://")
-    if scheme == "file":
-        return os.path.abspath(unquote(urlsplit(text).path))
-    return text
+    elif scheme == "file" and bucket in ("", "localhost"):
+        uri = os.path.abspath("/" + unquote(key))
+    elif scheme == "file" or not bucket:
+        wanted = "file:///folder/file" if scheme == "file" else f"{scheme}://bucket/key"
+        raise ConfigError(f"{redact(text)}: such a URI is written {wanted}")
+    else:
+        uri = f"{scheme}://{bucket}/{key}" if key else f"{scheme}://{bucket}"
+    try:
+        _check_name(uri)
+    except ObjectNameError as error:
+        raise ConfigError(str(error)) from error
+    return uri
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """Scheme, bucket and key of a URI; of a path no scheme, no bucket, and the path without its first slash."""
+    scheme, mark, rest = uri.partition("://")
+    if not mark or not re.fullmatch("[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return "", "", uri.removeprefix("/")
+    bucket, _, key = rest.partition("/")
+    return scheme.lower(), bucket, key
+
+
+def _check_name(uri: str) -> None:
+    """Raises ObjectNameError for keys that obstore would refuse, or take for another key."""
+    scheme, _, key = _split(uri)
+    odd = scheme and key and any(part in ("", ".", "..") for part in key.removesuffix("/").split("/"))
+    if odd or _NOT_A_NAME.search(uri):
+        raise ObjectNameError(
+            f"{redact(uri)!r}: a name with an empty part, '.', '..', a control character or bytes that are not UTF-8 cannot be "
+            "addressed; copy the object to another name"
+        )
 
 
 def redact(text: str) -> str:
-    """The text without user names, passwords or signatures of URLs."""
-    text = re.sub(r"://[^/@\s]+@", "://***@", text)
-    return re.sub(r"(?i)(signature|sig|token|credential|secret|accesskeyid)=[^&\s]+", r"\1=***", text)
+    """The text without user names and passwords of URLs, keys, tokens and signatures, which become ``***``.
+
+    Made for values, not for JSON as a whole. ``name=value`` counts where a query or an option stands, not in a path.
+    """
+    text = _PAIR.sub(r"\1***", _HEADER.sub(r"\1***", _USER.sub("://***@", text)))
+    return _KEY_ID.sub("***", text)
 
 
 def join(uri: str, *names: str) -> str:
@@ -104,17 +173,22 @@ def _bucket(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...])
     if scheme == "az":
         return AzureStore(container_name=bucket, client_options=options, retry_config=retries)
     import boto3
+    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session()
+    try:
+        session = boto3.Session()
+        credentials = session.get_credentials()
+    except BotoCoreError as error:
+        raise AccessDeniedError(f"s3://{bucket}: the AWS credentials cannot be had: {error}") from error
     settings: dict[str, Any] = {"region": session.region_name or "us-east-1"}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         settings["endpoint"] = endpoint
         options["allow_http"] = endpoint.startswith("http://")
-    if os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "yes", "true"):
+    if _is_unsigned():
         settings["skip_signature"] = True
-    elif session.get_credentials() is None:
+    elif credentials is None:
         raise AccessDeniedError(
             f"s3://{bucket}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, "
             "give the machine a role, or set AWS_NO_SIGN_REQUEST=YES for a public bucket"
@@ -124,27 +198,39 @@ def _bucket(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...])
     return S3Store(bucket, client_options=options, retry_config=retries, **settings)
 
 
+def _is_unsigned() -> bool:
+    return os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "yes", "true")
+
+
 def _locate(uri: str) -> tuple[Any, str]:
-    """The obstore store of a normalised URI and the key within it."""
-    if "://" not in uri:
-        return LocalStore(), uri.lstrip("/")
-    parts = urlsplit(uri)
-    key = uri.split("://", 1)[1].partition("/")[2]
-    if parts.scheme == "memory":
-        return _memory(parts.netloc), key
+    """The obstore store of a normalised URI and the key or prefix within it."""
+    scheme, bucket, key = _split(uri)
+    if not scheme:
+        return LocalStore(), key
+    if scheme == "memory":
+        return _memory(bucket), key
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_"))))
-    return _bucket(parts.scheme, parts.netloc, environment), key
+    return _bucket(scheme, bucket, environment), key
+
+
+def _object(uri: str) -> tuple[Any, str]:
+    """The store and key of one object. Raises ObjectNameError, and ObjectMissingError for a bucket as such."""
+    _check_name(uri)
+    store, key = _locate(uri)
+    if not key or key.endswith("/"):
+        raise ObjectMissingError(f"{redact(uri)}: is a folder or bucket, not an object in it")
+    return store, key
 
 
 @contextmanager
-def _speaking_of(uri: str, action: str) -> Iterator[None]:
-    """Turn what the store's client raises into one sentence of ours."""
+def _speaking_of(uri: str, action: str, *, denied: type[GeosegError] = AccessDeniedError) -> Iterator[None]:
+    """Turn what the store's client raises into one sentence of ours; ``denied`` is for a refusal that blames no key."""
     try:
         yield
     except GeosegError:
         raise
     except (failures.BaseError, OSError, ValueError) as error:
-        raise _as_ours(error, redact(uri), action) from error
+        raise _as_ours(error, redact(uri), action, denied) from error
 
 
 _KINDS: tuple[tuple[tuple[type[Exception], ...], type[GeosegError], str], ...] = (
@@ -154,18 +240,26 @@ _KINDS: tuple[tuple[tuple[type[Exception], ...], type[GeosegError], str], ...] =
         "there is no such file or object",
     ),
     ((failures.AlreadyExistsError, FileExistsError), ObjectExistsError, "exists already"),
-    ((failures.PreconditionError,), ObjectExistsError, "was changed by somebody else in the meantime"),
-    ((PermissionError, failures.PermissionDeniedError, failures.UnauthenticatedError), AccessDeniedError, _NO_ACCESS),
-    ((failures.InvalidPathError,), ConfigError, "not a name that a store can hold"),
+    ((failures.PreconditionError,), ObjectExistsError, _CHANGED),
+    ((failures.UnauthenticatedError,), AccessDeniedError, _NO_ACCESS),
+    (
+        (failures.InvalidPathError,),
+        ConfigError,
+        "holds a name that cannot be listed (an empty part, '.', '..', a control character); rename it, or list scenes in a .txt",
+    ),
 )
 
 
-def _as_ours(error: Exception, name: str, action: str) -> GeosegError:
+def _as_ours(error: Exception, name: str, action: str, denied: type[GeosegError]) -> GeosegError:
     text = str(error).strip()
-    if "NoSuchBucket" in text:
+    told = re.search(r"<Code>(\w+)</Code>", text)
+    code = told[1] if told else ""
+    if code == "NoSuchBucket":
         return ConfigError(f"{name}: there is no such bucket")
-    if any(sign in text for sign in _DENIED):
-        return AccessDeniedError(f"{name}: {_NO_ACCESS}")
+    if code in _WRONG_KEY:
+        return AccessDeniedError(f"{name}: {_NO_ACCESS} ({code})")
+    if isinstance(error, (PermissionError, failures.PermissionDeniedError)) or "403 Forbidden" in text:
+        return denied(f"{name}: {_NO_ACCESS}" + (f" ({code})" if code else ""))
     for kinds, ours, sentence in _KINDS:
         if isinstance(error, kinds):
             return ours(f"{name}: {sentence}")
@@ -174,19 +268,32 @@ def _as_ours(error: Exception, name: str, action: str) -> GeosegError:
 
 
 def head(uri: str) -> ObjectInfo:
-    """Size, ETag and time of one object. Raises ObjectMissingError, AccessDeniedError, StoreError."""
-    store, key = _locate(uri)
-    with _speaking_of(uri, "reading"):
-        meta = obstore.head(store, key)
+    """Size, ETag and time of one object.
+
+    Raises ObjectMissingError, ObjectNameError, SceneDeniedError when this object is denied, AccessDeniedError when the
+    credentials are, StoreError.
+    """
+    store, key = _object(uri)
+    try:
+        with _speaking_of(uri, "reading", denied=SceneDeniedError):
+            meta = obstore.head(store, key)
+    except GeosegError as error:
+        if any(refusal in str(error.__cause__) for refusal in _REFUSALS):
+            _fetch(uri, {"range": (0, 1)})  # the answer to a HEAD has no body that would say why
+        raise
     return _info(uri, meta)
 
 
 def _info(uri: str, meta: Any) -> ObjectInfo:
-    return ObjectInfo(uri, int(meta["size"]), (meta["e_tag"] or "").strip('"'), meta["last_modified"])
+    return ObjectInfo(uri, int(meta["size"]), (meta["e_tag"] or "").strip('"'), meta["last_modified"], _version(meta))
+
+
+def _version(meta: Any) -> Version:
+    return Version(meta["e_tag"], meta["version"])
 
 
 def exists(uri: str) -> bool:
-    """Whether there is an object of this name; of a file, nothing but its name is looked at."""
+    """Whether there is an object of this name; of a file, nothing but its name is looked at. Raises as ``head`` does."""
     if "://" not in uri:
         return os.path.isfile(uri)
     try:
@@ -197,20 +304,81 @@ def exists(uri: str) -> bool:
 
 
 def walk(uri: str) -> Iterator[ObjectInfo]:
-    """Every object below a folder or prefix, in the store's order."""
+    """Every object below a folder or prefix, in the store's order; also those of which reading says that it cannot be.
+
+    Raises AccessDeniedError, StoreError, and ConfigError for a bucket that is not there.
+    """
     store, prefix = _locate(uri)
-    base = uri[: len(uri) - len(prefix)]
+    root = uri.removesuffix(prefix).rstrip("/") + "/"
+    seen = set()
     with _speaking_of(uri, "listing"):
-        for batch in obstore.list(store, prefix.rstrip("/") or None, chunk_size=1000):
-            for meta in batch:
-                yield _info(base + meta["path"], meta)
+        try:
+            for batch in obstore.list(store, prefix.rstrip("/") or None, chunk_size=1000):
+                for meta in batch:
+                    info = _info(root + meta["path"], meta)
+                    seen.add(info.uri)
+                    yield info
+        except failures.InvalidPathError:  # obstore ends its listing at a name that it cannot address
+            if not uri.startswith(("s3://", "/")):
+                raise
+            for info in _walk_bucket(uri) if "://" in uri else _walk_folder(uri):
+                if info.uri not in seen:
+                    yield info
+
+
+def _walk_bucket(uri: str) -> Iterator[ObjectInfo]:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    _, bucket, prefix = _split(uri)
+    prefix = prefix.rstrip("/") + "/" if prefix else ""
+    try:
+        for page in _boto3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for told in page.get("Contents", []):
+                version = Version(told["ETag"])
+                name = f"s3://{bucket}/{told['Key']}"
+                yield ObjectInfo(name, told["Size"], told["ETag"].strip('"'), told["LastModified"], version)
+    except (BotoCoreError, ClientError) as error:
+        raise StoreError(f"{redact(uri)}: the store failed on listing: {redact(str(error))}") from error
+
+
+def _boto3_client() -> Any:
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    session = boto3.Session()
+    config = Config(s3={"addressing_style": "path"}, signature_version=UNSIGNED if _is_unsigned() else None)
+    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+
+
+def _walk_folder(folder: str) -> Iterator[ObjectInfo]:
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = join(parent, name)
+            uri = os.fsencode(path).decode(errors="replace")
+            try:
+                yield head(uri)
+            except ObjectNameError:
+                told = os.lstat(path)
+                yield ObjectInfo(uri, told.st_size, "", datetime.fromtimestamp(told.st_mtime, timezone.utc), Version())
+            except GeosegError:
+                continue  # a link to nowhere, or a file that is being written
 
 
 def read(uri: str) -> bytes:
-    """All bytes of a (small) object."""
-    store, key = _locate(uri)
+    """All bytes of a (small) object. Raises as ``read_version`` does."""
+    return read_version(uri)[0]
+
+
+def read_version(uri: str) -> tuple[bytes, Version]:
+    """All bytes of a (small) object and the version that has these bytes.
+
+    Raises ObjectMissingError, ObjectNameError, AccessDeniedError, StoreError.
+    """
+    store, key = _object(uri)
     with _speaking_of(uri, "reading"):
-        return bytes(obstore.get(store, key).bytes())
+        answer = obstore.get(store, key)
+        return bytes(answer.bytes()), _version(answer.meta)
 
 
 @lru_cache(maxsize=1)
@@ -233,17 +401,15 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, etag: str | None
     """The bytes of each ``(start, end)``, fetched side by side.
 
     With ``etag`` the object must still be that version, else SceneChangedError. A short answer is a StoreError: some
-    servers cut a body and call it complete.
+    servers cut a body and call it complete. Raises as ``head`` does besides.
     """
-    store, key = _locate(uri)
 
     def fetch(span: tuple[int, int]) -> bytes:
-        options: Any = {"range": span}
+        options: dict[str, Any] = {"range": span}
         if etag:
             options["if_match"] = f'"{etag}"'
         try:
-            with _speaking_of(uri, "reading"):
-                body = bytes(obstore.get(store, key, options=options).bytes())
+            body = _fetch(uri, options)
         except ObjectExistsError as error:
             raise SceneChangedError(
                 f"{redact(uri)}: was replaced while the run was reading it; run again to take the new version"
@@ -257,35 +423,57 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, etag: str | None
     return list(_readers().map(fetch, ranges))
 
 
-def write(uri: str, data: bytes, *, create: bool = False, replaces: str | None = None) -> None:
-    """Put an object whole: no reader ever sees a part of it.
+def _fetch(uri: str, options: Any) -> bytes:
+    store, key = _object(uri)
+    with _speaking_of(uri, "reading", denied=SceneDeniedError):
+        return bytes(obstore.get(store, key, options=options).bytes())
 
-    With ``create`` it must not exist yet, with ``replaces`` it must still have that ETag (a store that cannot compare
-    overwrites it); otherwise ObjectExistsError.
+
+def write(uri: str, data: bytes, *, create: bool = False, replaces: Version | None = None) -> Version:
+    """Put an object whole, so that no reader ever sees a part of it, and return its version.
+
+    With ``create`` it must not exist yet, with ``replaces`` it must still be that version (of files: as far as the
+    processes of one machine are concerned); otherwise ObjectExistsError. Raises AccessDeniedError and StoreError besides.
     """
-    store, key = _locate(uri)
+    store, key = _object(uri)
     mode: Any = "create" if create else "overwrite"
-    if replaces and "://" in uri:
-        mode = {"e_tag": replaces}
+    multipart = False if len(data) < _PART_BYTES else None
     with _speaking_of(uri, "writing"):
-        obstore.put(store, key, data, mode=mode, use_multipart=False if len(data) < _PART_BYTES else None)
+        if "://" not in uri and (create or replaces):
+            return _put_file(uri, data, replaces)
+        if replaces:
+            mode = {name: value for name, value in asdict(replaces).items() if value}
+            if uri.startswith("s3://"):  # some S3 servers compare without the quotes, and AWS does either way
+                mode["e_tag"] = mode["e_tag"].strip('"')
+        return _version(obstore.put(store, key, data, mode=mode, use_multipart=multipart))
+
+
+def _put_file(path: str, data: bytes, replaces: Version | None) -> Version:
+    """Put a file in place of ``replaces``, or where there is none, with the folder locked: a file system compares nothing."""
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if replaces and not (exists(path) and head(path).version == replaces):
+            raise ObjectExistsError(f"{redact(path)}: {_CHANGED}")
+        return _version(obstore.put(*_locate(path), data, mode="overwrite" if replaces else "create"))
+    finally:
+        os.close(descriptor)
 
 
 def write_stream(uri: str, chunks: Iterable[bytes]) -> None:
     """Put a large object from pieces in flat memory (a multipart upload, or a temporary file renamed at the end)."""
-    store, key = _locate(uri)
+    store, key = _object(uri)
     with _speaking_of(uri, "writing"):
         obstore.put(store, key, iter(chunks), use_multipart=True, chunk_size=_PART_BYTES, max_concurrency=4)
 
 
 def delete(uris: Sequence[str]) -> None:
     """Remove objects; one that is gone already is no error."""
-    if not uris:
-        return
-    store, _ = _locate(uris[0])
     for uri in uris:
         try:
             with _speaking_of(uri, "deleting"):
-                obstore.delete(store, _locate(uri)[1])
+                obstore.delete(*_object(uri))
         except ObjectMissingError:
             continue

@@ -1,0 +1,168 @@
+"""An output has one run at a time, whatever dies, waits or gets lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from kit.lossy import lossy_proxy
+
+from geoseg.errors import OutputHeldError
+from geoseg.predict.lease import Lease, _here
+from geoseg.raster import store
+
+ELSEWHERE = {"run": "x", "beat": 3, "host": "elsewhere", "pid": 1, "in": "elsewhere"}
+
+
+@pytest.fixture(params=["folder", "memory", pytest.param("bucket", marks=pytest.mark.bucket)])
+def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path)
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}"
+    return f"s3://{request.getfixturevalue('bucket')}"
+
+
+def lease_uri(out: str) -> str:
+    return f"{out}/_geoseg/lease.json"
+
+
+def put(out: str, **holder: object) -> None:
+    store.write(lease_uri(out), json.dumps(holder).encode())
+
+
+def held(out: str) -> dict[str, object]:
+    told: dict[str, object] = json.loads(store.read(lease_uri(out)))
+    return told
+
+
+def wait_until(true: Callable[[], bool], *, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def test_of_many_that_wait_for_a_dead_run_one_goes_on(out: str) -> None:
+    num_runs = 6
+    for _ in range(3):
+        put(out, **ELSEWHERE)
+        together = threading.Barrier(num_runs)
+        with ExitStack() as holding, ThreadPoolExecutor(num_runs) as pool:
+
+            def begin(_: int, holding: ExitStack = holding, together: threading.Barrier = together) -> str:
+                together.wait(20)
+                with suppress(OutputHeldError):
+                    return holding.enter_context(Lease(out, beat_s=0.2)).run_id
+                return ""
+
+            (winner,) = [run_id for run_id in pool.map(begin, range(num_runs)) if run_id]
+            assert held(out)["run"] == winner
+        assert not store.exists(lease_uri(out))
+
+
+def test_a_lease_of_this_run_is_its_own_whatever_its_version(out: str) -> None:
+    with Lease(out, beat_s=0.1) as lease:
+        put(out, run=lease.run_id, beat=1000)
+        wait_until(lambda: 1000 > int(str(held(out)["beat"])) > 0)
+        lease.check()
+    assert not store.exists(lease_uri(out))
+
+
+@pytest.mark.bucket
+def test_an_answer_lost_is_not_a_lease_lost(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(3)
+    with lossy_proxy(
+        os.environ["AWS_ENDPOINT_URL"], lambda method, _: method == "PUT" and chance.random() < 0.5
+    ) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with Lease(f"s3://{bucket}", beat_s=0.05) as lease:
+            wait_until(lambda: len(proxy.lost) >= 8, timeout_s=60)
+            lease.check()
+            assert held(f"s3://{bucket}")["run"] == lease.run_id
+
+
+def test_a_lease_that_was_removed_is_lost(out: str) -> None:
+    with Lease(out, beat_s=0.1) as lease:
+        store.delete([lease.uri])
+        wait_until(lambda: bool(lease._lost))
+        with pytest.raises(OutputHeldError, match="taken this output over"):
+            lease.check()
+    assert not store.exists(lease_uri(out))
+
+
+def test_a_run_that_slept_does_not_remove_the_lease_of_its_successor(out: str) -> None:
+    with Lease(out, beat_s=60):
+        put(out, **ELSEWHERE)
+    assert held(out) == ELSEWHERE
+
+
+def test_a_run_that_waits_goes_on_when_the_holder_ends(out: str) -> None:
+    put(out, **ELSEWHERE)
+    threading.Timer(0.5, store.delete, [[lease_uri(out)]]).start()
+    began = time.monotonic()
+    with Lease(out, beat_s=2):
+        assert time.monotonic() - began < 3, "it did not wait for the three beats"
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_dead_process_beside_this_one_is_taken_over_at_once(out: str) -> None:
+    put(out, run="x", beat=1, host=socket.gethostname(), pid=dead_pid(), **{"in": _here()})
+    began = time.monotonic()
+    with Lease(out, beat_s=30) as lease:
+        assert time.monotonic() - began < 5
+        assert held(out)["run"] == lease.run_id
+
+
+@pytest.mark.parametrize("pid", ["dead here", "alive here"])
+def test_a_run_in_another_container_of_this_name_is_not_dead(pid: str, tmp_path: Path) -> None:
+    out, beat = str(tmp_path), 0
+    number = dead_pid() if pid == "dead here" else os.getppid()
+    stop = threading.Event()
+
+    def live() -> None:
+        nonlocal beat
+        while not stop.wait(0.05):
+            beat += 1
+            put(out, run="x", beat=beat, host=socket.gethostname(), pid=number, **{"in": "another container"})
+
+    holder = threading.Thread(target=live)
+    holder.start()
+    try:
+        wait_until(lambda: store.exists(lease_uri(out)))
+        with pytest.raises(OutputHeldError, match=f"process {number}"), Lease(out, beat_s=0.2):
+            pass
+    finally:
+        stop.set()
+        holder.join()
+
+
+def test_a_process_id_that_was_given_away_is_waited_out(tmp_path: Path) -> None:
+    put(str(tmp_path), run="x", beat=1, host=socket.gethostname(), pid=os.getppid(), **{"in": _here()})
+    began = time.monotonic()
+    with Lease(str(tmp_path), beat_s=0.2):
+        assert 0.6 <= time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b"[1]", b'"x"', b"\xff"])
+def test_a_lease_that_nobody_wrote_is_taken(body: bytes, tmp_path: Path) -> None:
+    store.write(lease_uri(str(tmp_path)), body)
+    with Lease(str(tmp_path), beat_s=60) as lease:
+        assert held(str(tmp_path))["run"] == lease.run_id
