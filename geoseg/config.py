@@ -71,7 +71,7 @@ class ClusterConfig(_Section):
     ``address``. ``workers``: device actors. ``read``: ``actor`` reads pixels where they are used, ``tasks`` on CPU tasks
     before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker; two may
     fetch and decode a block side by side that one would share.
-    ``object_store_mib``: ceiling for what the chain keeps in Ray's object store. ``max_restarts``: of one actor.
+    ``object_store_mib``: ceiling for what the chain keeps in Ray's object store.
     """
 
     engine: Literal["auto", "local", "ray"] = "auto"
@@ -80,7 +80,6 @@ class ClusterConfig(_Section):
     read: Literal["actor", "tasks"] = "actor"
     read_threads: Annotated[int, Field(ge=1, le=64)] = 1
     object_store_mib: Annotated[int, Field(ge=64)] = 512
-    max_restarts: Annotated[int, Field(ge=0)] = 4
 
 
 class Job(_Section):
