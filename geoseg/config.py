@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_serializer, field_validator
 
 from geoseg.errors import ConfigError
 
@@ -35,9 +36,9 @@ class PredictConfig(_Section):
     pixels of the scene. ``batch``: windows per forward pass.
     """
 
-    resolution: Literal["bundle", "native"] | Annotated[float, Field(gt=0)] = "bundle"
+    resolution: Literal["bundle", "native"] | Annotated[FiniteFloat, Field(gt=0)] = "bundle"
     bands: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    scale: tuple[float, float] | None = None
+    scale: tuple[FiniteFloat, FiniteFloat] | None = None
     nodata: float | None = None
     assume_crs: str | None = None
     sidecar_mask: bool = False
@@ -53,6 +54,11 @@ class PredictConfig(_Section):
             raise ValueError(f"scale must be two rising values, got {scale[0]} and {scale[1]}")
         return scale
 
+    @field_serializer("nodata", when_used="json")
+    def _nodata_in_json(self, nodata: float | None) -> float | str | None:
+        """JSON has no NaN and no infinity; they are written as text, which reads back as the number."""
+        return nodata if nodata is None or math.isfinite(nodata) else str(nodata)
+
     def pixel_settings(self) -> dict[str, Any]:
         """The settings that change pixels, for the fingerprint; window and batch are not among them."""
         return self.model_dump(mode="json", exclude={"window", "batch", "aoi"})
@@ -65,7 +71,7 @@ class ClusterConfig(_Section):
     ``address``. ``workers``: device actors. ``read``: ``actor`` reads pixels where they are used, ``tasks`` on CPU tasks
     before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker; two may
     fetch and decode a block side by side that one would share.
-    ``object_store_mib``: ceiling for what the chain keeps in Ray's object store. ``max_restarts``: of one actor.
+    ``object_store_mib``: ceiling for what the chain keeps in Ray's object store.
     """
 
     engine: Literal["auto", "local", "ray"] = "auto"
@@ -74,7 +80,6 @@ class ClusterConfig(_Section):
     read: Literal["actor", "tasks"] = "actor"
     read_threads: Annotated[int, Field(ge=1, le=64)] = 1
     object_store_mib: Annotated[int, Field(ge=64)] = 512
-    max_restarts: Annotated[int, Field(ge=0)] = 4
 
 
 class Job(_Section):

@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from geoseg.config import ClusterConfig, Job, load_job
-from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError, SceneDeniedError
+from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError
 from geoseg.model.bundle import WEIGHTS_NAME
+from geoseg.predict.aoi import find_area
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
+from geoseg.predict.failure import Failure
 from geoseg.predict.lease import Lease
-from geoseg.predict.ledger import Ledger, Prepared, SceneReport, prepare_scene
+from geoseg.predict.ledger import Ledger, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
@@ -55,7 +57,7 @@ class RunReport:
         counts = self.counts
         if not counts["refused"] and not counts["failed"]:
             return 0
-        if all(scene.kind == SceneDeniedError.__name__ for scene in self.scenes):
+        if all(scene.denied for scene in self.scenes):
             return AccessDeniedError.exit_code
         return 1 if counts["published"] or counts["unchanged"] else NothingReadableError.exit_code
 
@@ -96,7 +98,7 @@ def make_run_spec(job: Job) -> RunSpec:
         raise ConfigError(
             f"--bands must name {len(bundle.description.bands)} bands, as the bundle takes, got {len(chosen)}"
         )
-    run = RunSpec(
+    return RunSpec(
         out=store.normalize_uri(job.out).rstrip("/"),
         bundle_uri=job.bundle,
         bundle_digest=bundle.digest,
@@ -109,12 +111,8 @@ def make_run_spec(job: Job) -> RunSpec:
         stride=network.stride,
         margin=network.margin,
         config=job.predict,
+        area=find_area(job.predict.aoi) if job.predict.aoi else None,
     )
-    try:
-        run.fingerprint("")
-    except store.ObjectMissingError as error:
-        raise ConfigError(f"the area of interest {error}") from error
-    return run
 
 
 def run_job(job: Job, *, quiet: bool = False) -> RunReport:
@@ -152,7 +150,8 @@ def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:
         return "ray"
     windows = 0
     for ref in refs[:_LOOK_AHEAD_SCENES]:
-        windows += prepare_scene(ref, run).num_todo
+        found = prepare_windows(ref, run, only_todo=True)
+        windows += found.num if isinstance(found, PlannedWindows) else 0
     return "ray" if windows * len(refs) / min(len(refs), _LOOK_AHEAD_SCENES) > _SMALL_WINDOWS else "local"
 
 
@@ -177,7 +176,7 @@ def _write_record(run: RunSpec, job: Job, report: RunReport, run_id: str) -> Non
         "bundle_sha256": run.bundle_digest,
         "report": {**asdict(report), "scenes": [asdict(scene) for scene in report.scenes]},
     }
-    text = json.dumps(_redacted(told), indent=1)
+    text = json.dumps(_redacted(told), indent=1, allow_nan=False)
     store.write(store.join(run.out, WORK_FOLDER, "runs", f"{run_id}.json"), text.encode())
 
 
@@ -192,9 +191,9 @@ def _redacted(told: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPlan:
-    """What a job would do: per scene, and in sum. Sizes in bytes."""
+    """What a job would do: a line for each scene, and in sum. Sizes in bytes."""
 
-    prepared: tuple[Prepared, ...]
+    scenes: tuple[str, ...]
     windows: int
     pixels: int
     bytes_to_read: int
@@ -203,54 +202,59 @@ class JobPlan:
 
     def lines(self) -> list[str]:
         """The plan for a person, a line for each scene and one in sum."""
-        told = []
-        for prepared in self.prepared:
-            if prepared.report is not None:
-                told.append(f"{prepared.ref.id}: {prepared.report.status}. {prepared.report.sentence}".rstrip(". "))
-                continue
-            plan = prepared.plan
-            assert plan is not None
-            grid, work = plan.scene.grid, plan.stitching.work_shape
-            read_at = (
-                "its own pixels"
-                if plan.stitching.is_native
-                else f"{work[1]} x {work[0]} from overview {plan.stitching.level}"
-            )
-            told.append(
-                f"{prepared.ref.id}: {grid.width} x {grid.height} px of {grid.resolution_m:.3g} m, {prepared.num_todo} of "
-                f"{plan.num_windows} windows of {plan.window} to do, network on {read_at}"
-            )
-        told.append(
-            f"in sum: {len(self.prepared)} scenes, {self.windows} windows, {self.pixels / 1e6:.1f} Mpx, about "
+        in_sum = (
+            f"in sum: {len(self.scenes)} scenes, {self.windows} windows, {self.pixels / 1e6:.1f} Mpx, about "
             f"{self.bytes_to_read / 1e6:.1f} MB to read, {self.bytes_to_write / 1e6:.1f} MB to write, "
             f"{self.memory_bytes / 2**20:.0f} MiB at peak in a worker beside Python and torch"
         )
-        return told
+        return [*self.scenes, in_sum]
 
 
 def plan_job(job: Job) -> JobPlan:
     """What ``run_job`` would do. Reads headers and block indexes alone and writes nothing."""
     run = make_run_spec(job)
-    prepared = tuple(prepare_scene(ref, run) for ref in list_scenes(job.scenes, out=run.out))
-    plans = [(one, one.plan) for one in prepared if one.plan is not None]
-    pixels = sum(
-        plan.scene.grid.width * plan.scene.grid.height * one.num_todo // max(1, plan.num_windows) for one, plan in plans
-    )
+    told: list[str] = []
+    windows = pixels = bytes_to_read = memory_bytes = 0
+    for ref in list_scenes(job.scenes, out=run.out):
+        found = prepare_windows(ref, run, only_todo=True)
+        if isinstance(found, Failure):
+            found.raise_if_stop()
+            told.append(f"{ref.id}: refused. {found.sentence}")
+        elif isinstance(found, SceneReport):
+            told.append(f"{ref.id}: {found.status}")
+        else:
+            plan, grid = found.plan, found.plan.scene.grid
+            told.append(_told(found))
+            windows += found.num
+            pixels += grid.width * grid.height * found.num // plan.num_windows
+            bytes_to_read += _bytes_to_read(found)
+            memory_bytes = max(memory_bytes, _memory_bytes(plan, run))
     return JobPlan(
-        prepared=prepared,
-        windows=sum(one.num_todo for one, _ in plans),
+        scenes=tuple(told),
+        windows=windows,
         pixels=pixels,
-        bytes_to_read=sum(_bytes_to_read(one, plan, run) for one, plan in plans),
+        bytes_to_read=bytes_to_read,
         bytes_to_write=pixels // 25 * (1 + len(run.description.classes) * 5 * run.config.probabilities),
-        memory_bytes=max((_memory_bytes(plan, run) for _, plan in plans), default=0),
+        memory_bytes=memory_bytes,
     )
 
 
-def _bytes_to_read(prepared: Prepared, plan: ScenePlan, run: RunSpec) -> int:
+def _told(found: PlannedWindows) -> str:
+    plan, grid, work = found.plan, found.plan.scene.grid, found.plan.stitching.work_shape
+    read_at = (
+        "its own pixels" if plan.stitching.is_native else f"{work[1]} x {work[0]} from overview {plan.stitching.level}"
+    )
+    return (
+        f"{plan.scene.id}: {grid.width} x {grid.height} px of {grid.resolution_m:.3g} m, {found.num} of {plan.num_windows} "
+        f"windows of {plan.window} to do, network on {read_at}"
+    )
+
+
+def _bytes_to_read(found: PlannedWindows) -> int:
     """Bytes of the blocks under the windows to do, at the level read, each block once, and their share of the mask."""
-    reader = SceneReader(plan.scene)
-    level = plan.stitching.level
-    return int(sum(reader.stored_bytes(window, level=level) for window in prepared.windows(run)))
+    reader = SceneReader(found.plan.scene)
+    level = found.plan.stitching.level
+    return int(sum(reader.stored_bytes(window, level=level) for window in found.each))
 
 
 def _memory_bytes(plan: ScenePlan, run: RunSpec) -> int:

@@ -8,10 +8,12 @@ from typing import Any
 
 import ray
 from ray.data import Dataset
+from ray.data.exceptions import ExecutionTimeoutError
 
 from geoseg.cluster.operators import Publisher
-from geoseg.cluster.rows import report_of
-from geoseg.errors import GeosegError, StopError, stop_error
+from geoseg.cluster.rows import failure_of, report_of, window_of
+from geoseg.errors import GeosegError, StopError
+from geoseg.predict.failure import Failure
 from geoseg.predict.ledger import Ledger
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
 from geoseg.predict.progress import Progress
@@ -22,59 +24,58 @@ _AT_ONCE = 4  # scenes that one publisher puts together side by side
 
 
 class Driver:
-    """Follows a chain's outcomes and keeps the ledger."""
+    """Follows a chain's outcomes, round after round, and keeps the ledger."""
 
     def __init__(self, run: RunSpec, progress: Progress, check: Callable[[], None], *, publishers: int) -> None:
+        self.ledger = Ledger(progress)
         self._progress, self._check = progress, check
         actor = ray.remote(Publisher).options(
-            num_cpus=0, max_restarts=4, max_task_retries=2, max_concurrency=_AT_ONCE, scheduling_strategy="SPREAD"
+            num_cpus=0, max_restarts=-1, max_task_retries=1, max_concurrency=_AT_ONCE, scheduling_strategy="SPREAD"
         )
         self._publishers: Iterator[Any] = itertools.cycle([actor.remote(run) for _ in range(publishers)])
-        self._ledger = Ledger()
         self._publishing: dict[Any, ScenePlan] = {}
 
-    def follow(self, outcomes: Dataset, refs: list[SceneRef]) -> Ledger:
-        """The ledger once every scene is settled. Raises StopError when the job cannot go on."""
+    def follow(self, outcomes: Dataset) -> None:
+        """Follow a round to its end. Raises StopError when the job cannot go on.
+
+        In the last round scenes are published one by one, so that one that ends its publisher ends no other's work.
+        """
+        may_wait = 0 if self.ledger.is_last_round else _WAITING_TO_PUBLISH
         try:
             for row in outcomes.iter_rows():
                 self._progress.ready(row["ready_at"])
-                self._take(row)
-                self._collect(wait_for=_WAITING_TO_PUBLISH)
+                complete = self._take(row)
+                if complete is not None:
+                    self._publishing[next(self._publishers).publish.remote(complete.to_json())] = complete
+                self._collect(wait_for=may_wait)
                 self._progress.show()
                 self._check()
-        except (ray.exceptions.RayError, RuntimeError) as error:
+        except (ray.exceptions.RayError, RuntimeError, ExecutionTimeoutError) as error:
             raise _as_ours(error) from error
         self._collect(wait_for=0)
-        self._ledger.abandon(refs)
-        return self._ledger
 
-    def _take(self, row: dict[str, Any]) -> None:
-        if row["stop"]:
-            raise stop_error(row["stop"], row["error"])
+    def _take(self, row: dict[str, Any]) -> ScenePlan | None:
+        """Note an outcome; the plan of a scene that is complete with it."""
+        failure = failure_of(row)
+        if failure is not None:
+            failure.raise_if_stop()
         if row["kind"] == "window":
-            if self._ledger.is_known(row["scene_id"], row["row_off"], row["col_off"]):
-                return  # a task that was retried tells its windows again
-            self._progress.window_done(
-                pixels=row["width"] * row["height"],
+            return self.ledger.window_done(
+                row["scene_id"],
+                window_of(row),
+                failure,
+                skipped=row["skipped"],
                 area_km2=row["area_km2"],
                 bytes_fetched=row["bytes_fetched"],
-                failed=bool(row["error"]),
             )
-            complete = self._ledger.window_done(row["scene_id"], row["row_off"], row["col_off"], row["error"])
-        else:
-            complete = self._take_scene(row)
-        if complete is not None:
-            self._publishing[next(self._publishers).publish.remote(complete.to_json())] = complete
-
-    def _take_scene(self, row: dict[str, Any]) -> ScenePlan | None:
         report = report_of(row)
-        if report is not None:
-            self._ledger.reports.append(report)
-            self._progress.scene_settled(report.status)
-            return None
-        plan = plan_from_json(row["plan"])
-        self._progress.scene_planned(plan, row["num_todo"])
-        return self._ledger.planned(plan, row["num_todo"])
+        if failure is not None:
+            self.ledger.refused(SceneRef(row["scene_id"], row["scene_uri"]), failure)
+        elif report is not None:
+            self.ledger.settled(report)
+        else:
+            return self.ledger.planned(plan_from_json(row["plan"]), row["num_windows"])
+        return None
 
     def _collect(self, *, wait_for: int) -> None:
         """Note what was published; wait until at most ``wait_for`` scenes are still on their way."""
@@ -82,23 +83,21 @@ class Driver:
             over = len(self._publishing) > wait_for
             done, _ = ray.wait(list(self._publishing), timeout=None if over else 0)
             for reference in done:
-                plan = self._publishing.pop(reference)
-                self._note(plan, reference)
+                self._note(self._publishing.pop(reference), reference)
             if not done or (not over and len(self._publishing) <= wait_for):
                 return
 
     def _note(self, plan: ScenePlan, reference: Any) -> None:
         try:
-            published, sentence, stops = ray.get(reference)
+            published = ray.get(reference)
         except ray.exceptions.RayError as error:
-            published, sentence, stops = None, f"{plan.scene.id}: publishing failed: {_first_line(error)}", ""
-        if stops:
-            raise stop_error(stops, sentence)
-        if published is None:
-            self._ledger.failed(plan, sentence)
-        else:
-            self._ledger.published(plan, published)
-        self._progress.scene_settled(self._ledger.reports[-1].status)
+            sentence = (
+                f"{plan.scene.id}: publishing ended the process it ran in: {_first_line(error)}; run again to try it"
+            )
+            published = Failure(sentence=sentence, again=True)
+        if isinstance(published, Failure):
+            published.raise_if_stop()
+        self.ledger.published(plan, published)
 
 
 def _as_ours(error: BaseException) -> GeosegError:

@@ -10,32 +10,32 @@ import pyarrow as pa
 import torch
 from ray.util.metrics import Counter
 
-from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, outcome_row, pack_pixels, task_of, unpack_pixels
-from geoseg.errors import GeosegError, StopError
+from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, ended, outcome_row, pack_pixels, task_of, unpack_pixels
+from geoseg.predict.failure import Failure
 from geoseg.predict.plan import RunSpec, plan_from_json
-from geoseg.predict.publish import Published, publish_scene
-from geoseg.predict.worker import WindowDone, WindowReader, Worker
+from geoseg.predict.publish import Published, try_to_publish
+from geoseg.predict.worker import WindowDone, WindowPixels, WindowReader, Worker
 
 _PIXELS = pa.schema([*DESCRIPTOR, ("pixels", pa.large_binary())])
 
 
 @lru_cache(maxsize=1)
-def _reader() -> WindowReader:
+def _reader(run: RunSpec) -> WindowReader:
     """One for each process, so that scenes stay open from task to task."""
-    return WindowReader()
+    return WindowReader(run)
 
 
-def read_windows(table: pa.Table) -> pa.Table:
+def read_windows(table: pa.Table, run: RunSpec) -> pa.Table:
     """Split mode: descriptors in, the same with pixels out; they travel through the object store to the device."""
     rows = []
     for row in table.to_pylist():
         told: dict[str, Any] = {**row, "pixels": b""}
         if row["kind"] == "window":
-            try:
-                told["pixels"] = pack_pixels(_reader().read(task_of(row)))
-            except (GeosegError, MemoryError) as error:
-                told["error"] = str(error) or f"{row['scene_id']}: out of memory while reading"
-                told["stop"] = type(error).__name__ if isinstance(error, StopError) else ""
+            read = _reader(run).read(task_of(row))
+            if isinstance(read, WindowPixels):
+                told["pixels"] = pack_pixels(read)
+            else:
+                told |= ended(read)
         rows.append(told)
     return pa.Table.from_pylist(rows, schema=_PIXELS)
 
@@ -54,9 +54,9 @@ class PredictWindows:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Descriptors (or, in split mode, pixels) in, outcomes out."""
         rows = table.to_pylist()
-        settled = [row for row in rows if row["kind"] != "window" or row["error"]]
+        settled = [row for row in rows if row["kind"] != "window" or row["error"] or row["skipped"]]
         outcomes = [outcome_row(row, None, self._ready_at) for row in settled]
-        todo = [row for row in rows if row["kind"] == "window" and not row["error"]]
+        todo = [row for row in rows if row["kind"] == "window" and not row["error"] and not row["skipped"]]
         by_task = {task_of(row): row for row in todo}
         pixels = [unpack_pixels(row["pixels"]) for row in todo] if "pixels" in table.column_names else None
         for done in self._worker.run(list(by_task), pixels):
@@ -65,7 +65,7 @@ class PredictWindows:
         return pa.Table.from_pylist(outcomes, schema=OUTCOME)
 
     def _count(self, done: WindowDone) -> None:
-        self._windows.inc(1, {"outcome": "failed" if done.error else "done"})
+        self._windows.inc(1, {"outcome": "failed" if done.failure else "skipped" if done.skipped else "done"})
         if done.valid_pixels:
             self._pixels.inc(done.valid_pixels)
         for step, seconds in (("read", done.read_s), ("predict", done.predict_s), ("write", done.write_s)):
@@ -79,9 +79,6 @@ class Publisher:
     def __init__(self, run: RunSpec) -> None:
         self._run = run
 
-    def publish(self, plan_json: str) -> tuple[Published | None, str, str]:
-        """What was published, or a sentence, and the kind of error that stops the job."""
-        try:
-            return publish_scene(self._run, plan_from_json(plan_json)), "", ""
-        except GeosegError as error:
-            return None, str(error), type(error).__name__ if isinstance(error, StopError) else ""
+    def publish(self, plan_json: str) -> Published | Failure:
+        """What was published, or why nothing was."""
+        return try_to_publish(self._run, plan_from_json(plan_json))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
@@ -10,7 +11,7 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from geoseg.cluster.driver import Driver
 from geoseg.cluster.operators import PredictWindows, read_windows
 from geoseg.cluster.resources import Workers, plan_workers
-from geoseg.cluster.rows import SceneWindows
+from geoseg.cluster.rows import PlannedScenes, list_scene_windows
 from geoseg.cluster.session import session, settings
 from geoseg.config import ClusterConfig
 from geoseg.predict.ledger import Ledger
@@ -18,9 +19,15 @@ from geoseg.predict.plan import RunSpec
 from geoseg.predict.progress import Progress
 from geoseg.raster.scene import SceneRef
 
+_RETRIES = 1
+# Ray Data does not replace a worker that may not restart any more, so some must be to spare; but a worker that cannot so
+# much as start must come to an end.
+_RESTARTS = 32
+_LISTING_CPUS = 0.5  # it mostly waits; and unlike its neighbours', or Ray would fuse it with them
+
 
 def predict_on_cluster(
-    refs: list[SceneRef], run: RunSpec, cluster: ClusterConfig, progress: Progress, *, check: Callable[[], None]
+    refs: Sequence[SceneRef], run: RunSpec, cluster: ClusterConfig, progress: Progress, *, check: Callable[[], None]
 ) -> Ledger:
     """Predict and publish scenes with Ray; ``check`` is called now and then and may end the run.
 
@@ -28,36 +35,57 @@ def predict_on_cluster(
     """
     with session(cluster):
         workers = plan_workers(cluster)
-        with settings(cluster, rows_per_block=workers.rows_per_block):
-            driver = Driver(run, progress, check, publishers=workers.publishers)
-            return driver.follow(window_outcomes(refs, run, cluster, workers), refs)
+        driver = Driver(run, progress, check, publishers=workers.publishers)
+        for left in driver.ledger.rounds(refs):
+            alone = driver.ledger.is_last_round
+            with settings(cluster, rows_per_block=1 if alone else workers.rows_per_block):
+                driver.follow(window_outcomes(left, run, cluster, workers, alone=alone))
+        return driver.ledger
 
 
-def window_outcomes(refs: list[SceneRef], run: RunSpec, cluster: ClusterConfig, workers: Workers) -> Dataset:
-    """The chain: scenes go in, a row comes out for each scene that was planned and each window that ended."""
-    rows: Dataset = ray.data.read_datasource(SceneWindows(refs, run, rows_per_block=workers.rows_per_block))
+def window_outcomes(
+    refs: Sequence[SceneRef], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, alone: bool
+) -> Dataset:
+    """The chain: scenes go in, a row comes out for each scene that was planned and each window that ended.
+
+    A task that ends its process twice is given up with the rows it has; ``alone`` gives each scene and each window
+    that is still to do a task of its own, so that what ends a process takes nothing else along.
+    """
+    rows_per_task, at_once = (1, 1) if alone else (workers.rows_per_block, 2)
+    source = PlannedScenes(refs, run, alone=alone)
+    scenes: Dataset = ray.data.read_datasource(
+        source, override_num_blocks=source.num_tasks, ray_remote_args={"max_retries": _RETRIES}
+    )
+    rows: Dataset = scenes.map_batches(
+        partial(list_scene_windows, run=run, rows_per_block=rows_per_task, only_todo=alone),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(workers.read_tasks),
+        num_cpus=_LISTING_CPUS,
+        max_retries=_RETRIES,
+    )
     if cluster.read == "tasks":
         rows = rows.map_batches(
-            read_windows,
+            partial(read_windows, run=run),
             batch_size=1,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(workers.read_tasks),
-            max_retries=2,
+            max_retries=_RETRIES,
         )
     outcomes: Dataset = rows.map_batches(
         PredictWindows,
         fn_constructor_args=(run, cluster.read_threads, workers.threads),
-        batch_size=workers.rows_per_block,
+        batch_size=rows_per_task,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
             size=workers.num,
-            max_tasks_in_flight_per_actor=2,
-            max_concurrent_calls_per_actor=2,  # the next block is read while the network is at this one
+            max_tasks_in_flight_per_actor=at_once,
+            max_concurrent_calls_per_actor=at_once,  # the next block is read while the network is at this one
             enable_true_multi_threading=True,
         ),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
-        max_restarts=cluster.max_restarts,  # Ray's default is for ever, also for a window that kills its worker
-        max_task_retries=2,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RETRIES,
     )
     return outcomes

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import pyarrow as pa
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from geoseg.errors import StopError
-from geoseg.predict.ledger import SceneReport, prepare_scene
+from geoseg.predict.failure import Failure
+from geoseg.predict.ledger import PlannedWindows, SceneReport, list_windows, prepare_scene
 from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.worker import Task, WindowDone, WindowPixels
 from geoseg.raster.raster import Raster
@@ -22,18 +23,21 @@ from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window
 
 BYTES_PER_ROW = 3000
-_SCENES_PER_TASK = 64
-_MAX_TASKS = 256
+_SCENES_PER_TASK, _FEW_SCENES = 32, 256
 
 DESCRIPTOR = pa.schema(
     [
-        ("kind", pa.string()),  # "scene" opens or settles a scene, "window" is one write window, "stop" ends the job
+        ("kind", pa.string()),  # "scene" opens or settles a scene, "window" is one write window
         ("scene_id", pa.string()),
+        ("scene_uri", pa.string()),
         ("plan", pa.string()),
         ("report", pa.string()),
         ("error", pa.string()),
         ("stop", pa.string()),
-        ("num_todo", pa.int64()),
+        ("again", pa.bool_()),
+        ("denied", pa.bool_()),
+        ("skipped", pa.bool_()),
+        ("num_windows", pa.int64()),
         ("col_off", pa.int64()),
         ("row_off", pa.int64()),
         ("width", pa.int64()),
@@ -50,67 +54,95 @@ OUTCOME = pa.schema(
     ]
 )
 
+_BLANKS = {pa.string(): "", pa.bool_(): False, pa.int64(): 0}
+_BLANK: dict[str, Any] = {field.name: _BLANKS[field.type] for field in DESCRIPTOR}
 
-_BLANK: dict[str, Any] = {field.name: 0 if field.type == pa.int64() else "" for field in DESCRIPTOR}
 
+class PlannedScenes(Datasource):
+    """A row for each scene, planned in read tasks on the cluster: no plan waits in the driver.
 
-class SceneWindows(Datasource):
-    """Plans scenes in read tasks on the cluster and streams their windows as rows: the plan never stands in the driver."""
+    Ray runs a task again whose process or node was lost, and drops of its blocks as many as came before; so a task must
+    give as many rows the second time, whatever was published meanwhile. Planning sees what was published, but gives one
+    row in any case; the windows of a planned scene, many rows, are told by tasks of their own and follow from the plan.
+    """
 
-    def __init__(self, refs: list[SceneRef], run: RunSpec, *, rows_per_block: int) -> None:
+    def __init__(self, refs: Sequence[SceneRef], run: RunSpec, *, alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._refs, self._run, self._rows_per_block = refs, run, rows_per_block
+        self._refs, self._run = refs, run
+        per_task = 1 if alone or len(refs) < _FEW_SCENES else _SCENES_PER_TASK
+        self.num_tasks = -(-len(refs) // per_task)
 
     def estimate_inmemory_data_size(self) -> int | None:
         """A guess for Ray's planner; rows are small and stream."""
-        return len(self._refs) * BYTES_PER_ROW * 100
+        return len(self._refs) * BYTES_PER_ROW
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """A read task for a share of the scenes each; cheap, since Ray asks more than once."""
-        del data_context
-        num_tasks = min(len(self._refs), max(min(parallelism, _MAX_TASKS), -(-len(self._refs) // _SCENES_PER_TASK)))
+        """A read task for a share of the scenes each, for each scene when they are few or ``alone``; cheap, as Ray wants."""
+        del parallelism, data_context
         tasks = []
-        for index in range(num_tasks):
-            read = partial(_plan, self._refs[index::num_tasks], self._run, self._rows_per_block)
-
-            metadata = BlockMetadata(num_rows=None, size_bytes=BYTES_PER_ROW * 100, input_files=None, exec_stats=None)
+        for index in range(self.num_tasks):
+            share = self._refs[index :: self.num_tasks]
+            size = len(share) * BYTES_PER_ROW
+            metadata = BlockMetadata(num_rows=len(share), size_bytes=size, input_files=None, exec_stats=None)
+            read = partial(_plan, share, self._run)
             tasks.append(ReadTask(read, metadata, schema=DESCRIPTOR, per_task_row_limit=per_task_row_limit))
         return tasks
 
 
-def _plan(refs: list[SceneRef], run: RunSpec, rows_per_block: int) -> Iterator[pa.Table]:
-    rows: list[dict[str, Any]] = []
+def _plan(refs: Sequence[SceneRef], run: RunSpec) -> Iterator[pa.Table]:
     for ref in refs:
-        try:
-            prepared = prepare_scene(ref, run)
-        except StopError as error:
-            stop = {"kind": "stop", "scene_id": ref.id, "error": str(error), "stop": type(error).__name__}
-            yield pa.Table.from_pylist([{**_BLANK, **stop}], schema=DESCRIPTOR)
-            return
-        plan = prepared.plan.to_json() if prepared.plan else ""
-        report = json.dumps(asdict(prepared.report)) if prepared.report else ""
-        opening = {"kind": "scene", "scene_id": ref.id, "plan": plan, "report": report, "num_todo": prepared.num_todo}
-        rows.append({**_BLANK, **opening})
-        for window in prepared.windows(run):
-            place = {
-                "col_off": window.col_off,
-                "row_off": window.row_off,
-                "width": window.width,
-                "height": window.height,
-            }
-            rows.append({**_BLANK, "kind": "window", "scene_id": ref.id, "plan": plan, **place})
-            if len(rows) >= rows_per_block:
-                yield pa.Table.from_pylist(rows, schema=DESCRIPTOR)
-                rows = []
-    yield pa.Table.from_pylist(rows, schema=DESCRIPTOR)
+        found = prepare_scene(ref, run)
+        row = {**_BLANK, "kind": "scene", "scene_id": ref.id, "scene_uri": ref.uri}
+        if isinstance(found, Failure):
+            row |= failed(found)
+        elif isinstance(found, SceneReport):
+            row |= {"report": json.dumps(asdict(found))}
+        else:
+            row |= {"plan": found.to_json()}
+        yield pa.Table.from_pylist([row], schema=DESCRIPTOR)
+
+
+def list_scene_windows(table: pa.Table, run: RunSpec, *, rows_per_block: int, only_todo: bool) -> Iterator[pa.Table]:
+    """A scene's row in; the same with the number of its windows out, then a row for each window."""
+    (scene,) = table.to_pylist()
+    windows = list_windows(run, plan_from_json(scene["plan"]), only_todo=only_todo) if scene["plan"] else None
+    if isinstance(windows, PlannedWindows):
+        yield pa.Table.from_pylist([{**scene, "num_windows": windows.num}], schema=DESCRIPTOR)
+        row = {**_BLANK, "kind": "window", "scene_id": scene["scene_id"], "plan": scene["plan"]}
+        rows = ({**row, **asdict(window)} for window in windows.each)
+        while some := list(islice(rows, rows_per_block)):
+            yield pa.Table.from_pylist(some, schema=DESCRIPTOR)
+    else:
+        yield pa.Table.from_pylist([{**scene, **(failed(windows) if windows else {})}], schema=DESCRIPTOR)
+
+
+def failed(failure: Failure) -> dict[str, Any]:
+    """A failure as columns of a row."""
+    return {"error": failure.sentence, "stop": failure.stop, "again": failure.again, "denied": failure.denied}
+
+
+def ended(done: WindowDone) -> dict[str, Any]:
+    """How a window ended as columns of its row."""
+    return {"skipped": done.skipped, **(failed(done.failure) if done.failure else {})}
+
+
+def failure_of(row: dict[str, Any]) -> Failure | None:
+    """The failure that a row tells of."""
+    if not row["error"]:
+        return None
+    return Failure(sentence=row["error"], stop=row["stop"], again=row["again"], denied=row["denied"])
+
+
+def window_of(row: dict[str, Any]) -> Window:
+    """The window of a window row."""
+    return Window(row["col_off"], row["row_off"], row["width"], row["height"])
 
 
 def task_of(row: dict[str, Any]) -> Task:
     """The task that a window row describes."""
-    window = Window(int(row["col_off"]), int(row["row_off"]), int(row["width"]), int(row["height"]))
-    return Task(plan_from_json(str(row["plan"])), window)
+    return Task(plan_from_json(row["plan"]), window_of(row))
 
 
 def report_of(row: dict[str, Any]) -> SceneReport | None:
@@ -125,9 +157,8 @@ def outcome_row(row: dict[str, Any], done: WindowDone | None, ready_at: float) -
     """
     return {
         **{name: row[name] for name in DESCRIPTOR.names},
+        **(ended(done) if done else {}),
         "plan": row["plan"] if row["kind"] == "scene" else "",
-        "error": done.error if done else row["error"],
-        "stop": done.stop if done else row["stop"],
         "valid_pixels": done.valid_pixels if done else 0,
         "bytes_fetched": done.bytes_fetched if done else 0,
         "area_km2": done.area_km2 if done else 0.0,

@@ -20,7 +20,6 @@ from geoseg.errors import StopError
 
 _OBJECT_STORE_BYTES = 1 << 30
 _SPARE_CPUS = 2
-_MAX_ERRORED_BLOCKS = 16
 
 
 @contextmanager
@@ -88,16 +87,17 @@ def _without_greeting() -> Iterator[None]:
 def settings(cluster: ClusterConfig, *, rows_per_block: int) -> Iterator[None]:
     """Ray Data's settings for the block, put back afterwards.
 
-    Blocks are kept small so that windows spread over the workers and a retry repeats little; the object store has a
-    ceiling; a block that kills its worker again and again is given up instead of the whole job.
+    Blocks are kept small so that windows spread over the workers and a retry repeats little, a single row where that is
+    asked for; the object store has a ceiling. However many blocks are given up because they end their workers, the job
+    goes on: the ledger knows what is missing.
     """
     context = DataContext.get_current().copy()
-    context.target_max_block_size = rows_per_block * BYTES_PER_ROW
+    context.target_max_block_size = rows_per_block * BYTES_PER_ROW if rows_per_block > 1 else 1
     context.target_min_block_size = 1
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=cluster.object_store_mib << 20
     )
-    context.max_errored_blocks = _MAX_ERRORED_BLOCKS
+    context.max_errored_blocks = -1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logger = logging.getLogger("ray.data")
@@ -108,6 +108,9 @@ def settings(cluster: ClusterConfig, *, rows_per_block: int) -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message=".*ray_remote_args.*"
             )  # the one way to cap restarts until Ray 2.64
+            warnings.filterwarnings(
+                "ignore", message=".*number of concurrent (tasks|actors).*"
+            )  # few scenes are no fault
             yield
     finally:
         logger.setLevel(level)

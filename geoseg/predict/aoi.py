@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from rasterio.warp import transform_geom
 from shapely import affinity
 from shapely.geometry import box, mapping, shape
 
-from geoseg.errors import ConfigError, GeoreferenceError
+from geoseg.errors import ConfigError, GeoreferenceError, StopError
 from geoseg.raster import store
 from geoseg.raster.grid import Grid
 from geoseg.raster.window import Window
@@ -24,13 +27,46 @@ from geoseg.raster.window import Window
 _SNAP = 256.0
 
 
+@dataclass(frozen=True, slots=True)
+class AreaFile:
+    """The file of an area of interest in the version, by its SHA-256, that a run was started with."""
+
+    uri: str
+    sha256: str
+
+
+def find_area(uri: str) -> AreaFile:
+    """The file as it is now. Raises ConfigError when it is missing or holds no polygon."""
+    try:
+        data = store.read(store.normalize_uri(uri))
+    except store.ObjectMissingError as error:
+        raise ConfigError(f"the area of interest {error}") from error
+    AreaOfInterest(uri, data)
+    return AreaFile(uri, hashlib.sha256(data).hexdigest())
+
+
+@lru_cache(maxsize=4)
+def load_area(file: AreaFile) -> AreaOfInterest:
+    """The area in that very version. Raises StopError when the file was changed or removed since."""
+    try:
+        data = store.read(store.normalize_uri(file.uri))
+    except store.ObjectMissingError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise StopError(
+            f"{store.redact(file.uri)}: the area of interest was changed while the run was going on, or is another file on "
+            "this machine; start the run again, with a file that all workers see"
+        )
+    return AreaOfInterest(file.uri, data)
+
+
 class AreaOfInterest:
     """Polygons in the CRS of their file (WGS 84 unless the file's ``crs`` member says otherwise)."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, data: bytes) -> None:
         self.uri = uri
         try:
-            document = json.loads(store.read(store.normalize_uri(uri)))
+            document = json.loads(data)
             self.crs = _crs(document)
             shapes = [shape(geometry) for geometry in _geometries(document)]
         except (ValueError, KeyError, TypeError, AttributeError, CRSError, shapely.errors.ShapelyError) as error:

@@ -18,19 +18,27 @@ def shipped_bundles() -> list[str]:
     return sorted(path.name for path in _SHIPPED.iterdir() if (path / DESCRIPTION_NAME).exists())
 
 
-@lru_cache(maxsize=4)
 def load_bundle(uri: str) -> Bundle:
-    """The bundle of a shipped name, a folder or a prefix. Raises BundleError, AccessDeniedError, StoreError."""
+    """The bundle of a shipped name, a folder or a prefix, as it is now; the last few versions are kept.
+
+    Raises BundleError, AccessDeniedError, StoreError.
+    """
     where = str(_SHIPPED / uri) if uri in shipped_bundles() else store.normalize_uri(uri)
     try:
-        description = store.read(store.join(where, DESCRIPTION_NAME))
-        weights = store.read(store.join(where, WEIGHTS_NAME))
+        files = tuple(store.head(store.join(where, name)) for name in (DESCRIPTION_NAME, WEIGHTS_NAME))
+        return _load(files, store.redact(uri))
     except store.ObjectMissingError as error:
         raise BundleError(
             f"{store.redact(uri)}: no bundle there; a bundle is a folder with {DESCRIPTION_NAME} and {WEIGHTS_NAME}, or one of "
             f"the names {', '.join(shipped_bundles())}"
         ) from error
-    return Bundle.from_bytes(description, weights, origin=store.redact(uri))
+
+
+@lru_cache(maxsize=4)
+def _load(files: tuple[store.ObjectInfo, ...], origin: str) -> Bundle:
+    """The bundle of two files, each in the version that was looked at."""
+    description, weights = (store.read(file.uri) for file in files)
+    return Bundle.from_bytes(description, weights, origin=origin)
 
 
 def save_bundle(bundle: Bundle, uri: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from geoseg.errors import GeosegError, StopError
+from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.plan import RunSpec, plan_scene
 from geoseg.raster import store
 from geoseg.raster.geotiff import describe
@@ -21,19 +21,12 @@ class Checked:
 
 def check_scene(ref: SceneRef, run: RunSpec) -> Checked:
     """What is seen in a scene and how it would be run, or why it would be refused. Raises StopError kinds alone."""
-    try:
-        scene = describe(ref, run.read_options)
-        seen = _seen(scene)
-    except StopError:
-        raise
-    except GeosegError as error:
-        return Checked(f"{store.redact(ref.uri)}\n  refused: {error}", refused=True)
-    try:
-        plan = plan_scene(ref, run)
-    except StopError:
-        raise
-    except GeosegError as error:
-        return Checked(f"{store.redact(ref.uri)}\n{seen}\n  refused: {error}", refused=True)
+    seen = attempt(lambda: _seen(describe(ref, run.read_options)), ref.id, "looking at it")
+    if isinstance(seen, Failure):
+        return _refused(ref, "", seen)
+    plan = attempt(lambda: plan_scene(ref, run), ref.id, "planning")
+    if isinstance(plan, Failure):
+        return _refused(ref, f"\n{seen}", plan)
     names = ", ".join(
         f"{wanted} from band {place + 1}" for wanted, place in zip(run.description.bands, plan.bands, strict=True)
     )
@@ -48,6 +41,11 @@ def check_scene(ref: SceneRef, run: RunSpec) -> Checked:
         f"{plan.window}",
         refused=False,
     )
+
+
+def _refused(ref: SceneRef, seen: str, failure: Failure) -> Checked:
+    failure.raise_if_stop()
+    return Checked(f"{store.redact(ref.uri)}{seen}\n  refused: {failure.sentence}", refused=True)
 
 
 def _seen(scene: Scene) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from geoseg.errors import GeosegError, StopError
-from geoseg.predict.parts import finished_parts, part_uri
+from geoseg.predict.failure import Failure, attempt
+from geoseg.predict.parts import finished_parts
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
-from geoseg.predict.publish import Published, item_uri, standing_mask
+from geoseg.predict.progress import Progress
+from geoseg.predict.publish import Published, standing_item
 from geoseg.raster.geotiff import SceneReader
-from geoseg.raster.scene import SceneRef
-from geoseg.raster.window import Window
+from geoseg.raster.scene import Scene, SceneRef
+from geoseg.raster.window import Window, WindowSet
 
 Status = Literal["planned", "published", "unchanged", "refused", "failed"]
 
@@ -25,97 +26,147 @@ class SceneReport:
     uri: str
     status: Status
     sentence: str = ""
-    kind: str = ""
+    denied: bool = False
     item: str = ""
     mask: str = ""
     classes: tuple[int, ...] = ()
     area_km2: float = 0.0
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A scene before its windows: already settled (``report``), or a plan and how many of its windows are to do."""
-
-    ref: SceneRef
-    report: SceneReport | None = None
-    plan: ScenePlan | None = None
-    num_todo: int = 0
-    finished: set[str] = field(default_factory=set)
-
-    def windows(self, run: RunSpec) -> Iterator[Window]:
-        """The windows to do: planned, and without a part from an earlier run."""
-        if self.plan is None:
-            return
-        for window in self.plan.windows(SceneReader(self.plan.scene)):
-            if part_uri(run, self.plan, window) not in self.finished:
-                yield window
+def prepare_scene(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport | Failure:
+    """The plan of a scene, or a report when its masks stand already, or why it is refused; no pixel is read."""
+    return attempt(lambda: _prepare(ref, run), ref.id, "planning")
 
 
-def prepare_scene(ref: SceneRef, run: RunSpec) -> Prepared:
-    """Plan a scene, or say why not; no pixel is read. Raises StopError kinds alone."""
-    try:
-        plan = plan_scene(ref, run)
-        mask = standing_mask(run, ref.id, plan.fingerprint)
-        if mask is not None:
-            item = item_uri(run, ref.id)
-            return Prepared(ref, SceneReport(id=ref.id, uri=ref.uri, status="unchanged", item=item, mask=mask))
-        prepared = Prepared(ref, None, plan, 0, finished_parts(run, plan))
-        prepared.num_todo = sum(1 for _ in prepared.windows(run))
-        return prepared
-    except StopError:
-        raise
-    except GeosegError as error:
-        kind = type(error).__name__
-        return Prepared(ref, SceneReport(id=ref.id, uri=ref.uri, status="refused", sentence=str(error), kind=kind))
+def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
+    plan = plan_scene(ref, run)
+    standing = standing_item(run, plan)
+    if standing is None:
+        return plan
+    if standing.fingerprint != plan.fingerprint:
+        return replace(plan, replaces=standing.version)
+    done = standing.published
+    return SceneReport(id=ref.id, uri=ref.uri, status="unchanged", item=done.item_uri, mask=done.mask_uri)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedWindows:
+    """A scene's plan, how many windows there are, and each of them, once."""
+
+    plan: ScenePlan
+    num: int
+    each: Iterator[Window]
+
+
+def list_windows(run: RunSpec, plan: ScenePlan, *, only_todo: bool) -> PlannedWindows | Failure:
+    """The windows of a scene, or why they cannot be told.
+
+    They are the same whenever it is asked, whatever was done meanwhile; ``only_todo`` leaves out those with a part.
+    """
+
+    def listed() -> PlannedWindows:
+        reader = SceneReader(plan.scene)
+        done = finished_parts(run, plan) if only_todo else WindowSet()
+
+        def windows() -> Iterator[Window]:
+            return (window for window in plan.windows(reader) if not done.has(window.row_off, window.col_off))
+
+        return PlannedWindows(plan, sum(1 for _ in windows()), windows())
+
+    return attempt(listed, plan.scene.id, "listing its windows")
+
+
+def prepare_windows(ref: SceneRef, run: RunSpec, *, only_todo: bool) -> PlannedWindows | SceneReport | Failure:
+    """``prepare_scene`` and ``list_windows`` together."""
+    found = prepare_scene(ref, run)
+    return list_windows(run, found, only_todo=only_todo) if isinstance(found, ScenePlan) else found
 
 
 @dataclass(slots=True)
 class _Open:
-    plan: ScenePlan | None
-    left: int
-    seen: set[tuple[int, int]] = field(default_factory=set)
-    errors: list[str] = field(default_factory=list)
+    """A scene at work: how many windows are still to be told (below 0 before the plan is), and which were."""
+
+    plan: ScenePlan | None = None
+    left: int = 0
+    seen: WindowSet = field(default_factory=WindowSet)
+    num_failed: int = 0
+    sentence: str = ""
 
 
 class Ledger:
-    """Counts the windows of each scene down and says when a scene is complete.
+    """Counts the windows of each scene down, says when a scene is complete, and keeps the progress.
 
-    It does not matter in which order scenes and windows are told, nor whether a window is told twice.
+    It does not matter in which order scenes and windows are told, nor whether they are told twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress) -> None:
         self.reports: list[SceneReport] = []
+        self.is_last_round = False
+        self._progress = progress
         self._open: dict[str, _Open] = {}
         self._closed: set[str] = set()
 
-    def planned(self, plan: ScenePlan, num_todo: int) -> ScenePlan | None:
+    def rounds(self, refs: Sequence[SceneRef]) -> Iterator[Sequence[SceneRef]]:
+        """The scenes to do: all of them, then once more those that came to no end; what is still open then is lost.
+
+        A scene comes to no end when some of it was lost on the way, or when a second try may do what the first did not.
+        """
+        yield refs
+        self._closed = {report.id for report in self.reports}
+        left = [ref for ref in refs if ref.id not in self._closed]
+        if left:
+            self._open.clear()
+            self._progress.plan_anew()
+            self.is_last_round = True
+            yield left
+        self.abandon(refs)
+
+    def planned(self, plan: ScenePlan, num_windows: int) -> ScenePlan | None:
         """A scene begins; returned when nothing of it is left to do but to publish it."""
-        if self.is_closed(plan.scene.id):
+        if plan.scene.id in self._closed:
             return None
-        scene = self._open.setdefault(plan.scene.id, _Open(None, 0))
+        scene = self._open.setdefault(plan.scene.id, _Open())
         if scene.plan is None:
             scene.plan = plan
-            scene.left += num_todo
+            scene.left += num_windows
+            self._progress.scene_planned(plan, num_windows)
         return self._close_if_complete(plan.scene.id)
 
-    def window_done(self, scene_id: str, row_off: int, col_off: int, error: str) -> ScenePlan | None:
-        """A window ended; its scene's plan when that was the last one and none failed."""
-        if self.is_known(scene_id, row_off, col_off):
+    def window_done(
+        self,
+        scene_id: str,
+        window: Window,
+        failure: Failure | None = None,
+        *,
+        skipped: bool = False,
+        area_km2: float = 0.0,
+        bytes_fetched: int = 0,
+    ) -> ScenePlan | None:
+        """A window ended; its scene's plan when that was the last one and none failed.
+
+        ``skipped``: its part stood already. ``area_km2`` and ``bytes_fetched`` go to the progress.
+        """
+        if scene_id in self._closed or self._may_go_better(failure):
             return None
-        scene = self._open.setdefault(scene_id, _Open(None, 0))
-        scene.seen.add((row_off, col_off))
+        scene = self._open.setdefault(scene_id, _Open())
+        if scene.seen.has(window.row_off, window.col_off):
+            return None
+        scene.seen.add(window.row_off, window.col_off)
         scene.left -= 1
-        if error:
-            scene.errors.append(error)
+        if failure is not None:
+            scene.num_failed += 1
+            scene.sentence = scene.sentence or failure.sentence
+        pixels = window.width * window.height
+        if skipped:
+            self._progress.window_skipped(pixels)
+        else:
+            self._progress.window_done(
+                pixels=pixels, area_km2=area_km2, bytes_fetched=bytes_fetched, failed=failure is not None
+            )
         return self._close_if_complete(scene_id)
 
-    def is_closed(self, scene_id: str) -> bool:
-        """Whether all of a scene's windows have ended."""
-        return scene_id in self._closed
-
-    def is_known(self, scene_id: str, row_off: int, col_off: int) -> bool:
-        """Whether this window was told already."""
-        return self.is_closed(scene_id) or (scene_id in self._open and (row_off, col_off) in self._open[scene_id].seen)
+    def _may_go_better(self, failure: Failure | None) -> bool:
+        return failure is not None and failure.again and not self.is_last_round
 
     def _close_if_complete(self, scene_id: str) -> ScenePlan | None:
         scene = self._open[scene_id]
@@ -123,41 +174,59 @@ class Ledger:
             return None
         del self._open[scene_id]
         self._closed.add(scene_id)
-        if not scene.errors:
+        if not scene.num_failed:
             return scene.plan
-        more = f" (and {len(scene.errors) - 1} more windows)" if len(scene.errors) > 1 else ""
-        self.failed(scene.plan, scene.errors[0] + more)
+        more = f" (and {scene.num_failed - 1} more windows)" if scene.num_failed > 1 else ""
+        self._failed(scene.plan.scene, scene.sentence + more)
         return None
 
-    def failed(self, plan: ScenePlan, sentence: str) -> None:
-        """A scene cannot be published."""
-        self.reports.append(SceneReport(id=plan.scene.id, uri=plan.scene.uri, status="failed", sentence=sentence))
+    def settled(self, report: SceneReport) -> None:
+        """A scene needs no windows."""
+        if report.id not in self._closed:
+            self._open.pop(report.id, None)
+            self._closed.add(report.id)
+            self._report(report)
 
-    def published(self, plan: ScenePlan, published: Published) -> None:
-        """A scene's item stands."""
-        area_km2 = sum(published.classes) * plan.scene.grid.resolution_m**2 / 1e6
-        self.reports.append(
+    def refused(self, ref: SceneRef, failure: Failure) -> None:
+        """A scene cannot be planned, or its windows cannot be listed."""
+        if not self._may_go_better(failure):
+            sentence, denied = failure.sentence, failure.denied
+            self.settled(SceneReport(id=ref.id, uri=ref.uri, status="refused", sentence=sentence, denied=denied))
+
+    def published(self, plan: ScenePlan, published: Published | Failure) -> None:
+        """A complete scene's item stands, or why it does not."""
+        scene = plan.scene
+        if isinstance(published, Failure):
+            if not self._may_go_better(published):
+                self._failed(scene, published.sentence)
+            return
+        self._report(
             SceneReport(
-                id=plan.scene.id,
-                uri=plan.scene.uri,
+                id=scene.id,
+                uri=scene.uri,
                 status="published",
                 item=published.item_uri,
                 mask=published.mask_uri,
                 classes=tuple(published.classes),
-                area_km2=area_km2,
+                area_km2=sum(published.classes) * scene.grid.resolution_m**2 / 1e6,
             )
         )
 
     def abandon(self, refs: Iterable[SceneRef]) -> None:
         """The work has ended: what is still open has lost windows, and what was never told of was lost whole."""
-        for scene in self._open.values():
-            if scene.plan is None:
-                continue
-            sentence = f"{scene.plan.scene.id}: {scene.left} windows were lost; run again to do them"
-            self.failed(scene.plan, sentence)
-        self._open.clear()
-        told = {report.uri for report in self.reports}
+        told = {report.id for report in self.reports}
         for ref in refs:
-            if ref.uri not in told:
-                sentence = f"{ref.id}: was lost before its windows were planned; run again to do it"
-                self.reports.append(SceneReport(id=ref.id, uri=ref.uri, status="failed", sentence=sentence))
+            if ref.id not in told:
+                scene = self._open.pop(ref.id, None)
+                lost = f"{scene.left} of its windows were" if scene and scene.plan else "its plan was"
+                sentence = (
+                    f"{ref.id}: {lost} lost, as when they end the process that works on them; run again to try them"
+                )
+                self._failed(ref, sentence)
+
+    def _failed(self, scene: Scene | SceneRef, sentence: str) -> None:
+        self._report(SceneReport(id=scene.id, uri=scene.uri, status="failed", sentence=sentence))
+
+    def _report(self, report: SceneReport) -> None:
+        self.reports.append(report)
+        self._progress.scene_settled(report.status)

@@ -2,79 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from geoseg.errors import GeosegError, StopError, stop_error
-from geoseg.predict.ledger import Ledger, prepare_scene
+from geoseg.predict.failure import Failure
+from geoseg.predict.ledger import Ledger, SceneReport, prepare_windows
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
-from geoseg.predict.publish import publish_scene
-from geoseg.predict.worker import Task, WindowDone, Worker
+from geoseg.predict.publish import try_to_publish
+from geoseg.predict.worker import Task, Worker
 from geoseg.raster.scene import SceneRef
 
 
 def predict_locally(
-    refs: Iterable[SceneRef], run: RunSpec, progress: Progress, *, read_threads: int, check: Callable[[], None]
+    refs: Sequence[SceneRef], run: RunSpec, progress: Progress, *, read_threads: int, check: Callable[[], None]
 ) -> Ledger:
     """Predict and publish scenes one after the other; ``check`` is called now and then and may end the run.
 
     Raises StopError kinds alone.
     """
-    ledger = Ledger()
-    worker = Worker(run, read_threads=read_threads)
-    progress.ready()
-
-    def tasks() -> Iterator[Task]:
-        for ref in refs:
-            prepared = prepare_scene(ref, run)
-            if prepared.report is not None:
-                ledger.reports.append(prepared.report)
-                progress.scene_settled(prepared.report.status)
-                continue
-            plan = prepared.plan
-            assert plan is not None
-            progress.scene_planned(plan, prepared.num_todo)
-            if ledger.planned(plan, prepared.num_todo):
-                _publish(plan)
-            for window in prepared.windows(run):
-                yield Task(plan, window)
-
-    def _publish(plan: ScenePlan) -> None:
-        publish(plan, run, ledger, progress)
-
-    try:
-        for done in worker.run(tasks()):
-            settle(done, progress)
-            window = done.task.window
-            complete = ledger.window_done(done.task.plan.scene.id, window.row_off, window.col_off, done.error)
-            if complete is not None:
-                _publish(complete)
-            progress.show()
-            check()
-        ledger.abandon([])
-    finally:
-        worker.close()
+    ledger = Ledger(progress)
+    for left in ledger.rounds(refs):
+        worker = Worker(run, read_threads=read_threads)
+        progress.ready()
+        try:
+            for done in worker.run(_tasks(left, run, ledger)):
+                if done.failure is not None:
+                    done.failure.raise_if_stop()
+                complete = ledger.window_done(
+                    done.task.plan.scene.id,
+                    done.task.window,
+                    done.failure,
+                    skipped=done.skipped,
+                    area_km2=done.area_km2,
+                    bytes_fetched=done.bytes_fetched,
+                )
+                _publish(complete, run, ledger)
+                progress.show()
+                check()
+        finally:
+            worker.close()
     return ledger
 
 
-def settle(done: WindowDone, progress: Progress) -> None:
-    """Count a window; raise what ends the job."""
-    if done.stop:
-        raise stop_error(done.stop, done.error)
-    progress.window_done(
-        pixels=done.task.window.width * done.task.window.height,
-        area_km2=done.area_km2,
-        bytes_fetched=done.bytes_fetched,
-        failed=bool(done.error),
-    )
+def _tasks(refs: Sequence[SceneRef], run: RunSpec, ledger: Ledger) -> Iterator[Task]:
+    for ref in refs:
+        found = prepare_windows(ref, run, only_todo=False)
+        if isinstance(found, Failure):
+            found.raise_if_stop()
+            ledger.refused(ref, found)
+        elif isinstance(found, SceneReport):
+            ledger.settled(found)
+        else:
+            _publish(ledger.planned(found.plan, found.num), run, ledger)
+            for window in found.each:
+                yield Task(found.plan, window)
 
 
-def publish(plan: ScenePlan, run: RunSpec, ledger: Ledger, progress: Progress) -> None:
-    """Publish a complete scene and note it, or note why not."""
-    try:
-        ledger.published(plan, publish_scene(run, plan))
-    except StopError:
-        raise
-    except GeosegError as error:
-        ledger.failed(plan, str(error))
-    progress.scene_settled(ledger.reports[-1].status)
+def _publish(complete: ScenePlan | None, run: RunSpec, ledger: Ledger) -> None:
+    if complete is not None:
+        published = try_to_publish(run, complete)
+        if isinstance(published, Failure):
+            published.raise_if_stop()
+        ledger.published(complete, published)

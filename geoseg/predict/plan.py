@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from geoseg.config import PredictConfig
 from geoseg.errors import BandError, ResolutionError
 from geoseg.model.description import BundleDescription
-from geoseg.predict.aoi import AreaOfInterest, PixelArea
+from geoseg.predict.aoi import AreaFile, PixelArea, load_area
 from geoseg.predict.stitch import Stitching, nearest_level, work_shape
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
@@ -48,6 +48,7 @@ class RunSpec:
     stride: int
     margin: int
     config: PredictConfig
+    area: AreaFile | None = None
 
     @property
     def read_options(self) -> ReadOptions:
@@ -60,39 +61,33 @@ class RunSpec:
 
         ``mask_etag`` is the version of the mask beside the scene, where there is one.
         """
-        area = hashlib.sha256(_bytes_of(self.config.aoi)).hexdigest() if self.config.aoi else None
         told = {
             "version": PIXEL_VERSION,
             "input": etag,
             "bundle": self.bundle_digest,
             "settings": self.config.pixel_settings(),
-            "aoi": area,
+            "aoi": self.area.sha256 if self.area else None,
         }
         if mask_etag is not None:
             told["mask"] = mask_etag
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-@lru_cache(maxsize=4)
-def _bytes_of(uri: str) -> bytes:
-    return store.read(store.normalize_uri(uri))
-
-
-@lru_cache(maxsize=4)
-def _area(uri: str) -> AreaOfInterest:
-    return AreaOfInterest(uri)
-
-
 @dataclass(frozen=True)
 class ScenePlan:
-    """A scene and how it is cut; travels as JSON in the rows of a pipeline."""
+    """A scene and how it is cut; travels as JSON in the rows of a pipeline.
+
+    ``replaces`` is the version of the item that stood when the scene was planned, None when there was none: publishing
+    puts its own in this one's place and in no other's.
+    """
 
     scene: Scene
     bands: tuple[int, ...]
     stitching: Stitching
     window: int
     fingerprint: str
-    aoi: str | None
+    area_file: AreaFile | None
+    replaces: store.Version | None = None
 
     @property
     def num_windows(self) -> int:
@@ -121,7 +116,7 @@ class ScenePlan:
     @cached_property
     def area(self) -> PixelArea | None:
         """The area of interest on this scene, if there is one."""
-        return _area(self.aoi).on(self.scene.grid, self.scene.id) if self.aoi else None
+        return load_area(self.area_file).on(self.scene.grid, self.scene.id) if self.area_file else None
 
     def windows(self, reader: SceneReader) -> Iterator[Window]:
         """The write windows that may hold something: inside the area of interest, with blocks in the file."""
@@ -159,7 +154,8 @@ def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
     level = nearest_level(scene.levels, work)
     stitching = Stitching(shape, work, level, scene.levels[level], run.stride, run.margin)
     window = config.window or _window_size(shape[0] / work[0])
-    return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag, scene.mask_etag), config.aoi)
+    fingerprint = run.fingerprint(scene.etag, scene.mask_etag)
+    return ScenePlan(scene, bands, stitching, window, fingerprint, run.area)
 
 
 def _factor(scene: Scene, run: RunSpec) -> float:

@@ -42,12 +42,22 @@ class Progress:
         self._working_since = max(self.started, time.perf_counter() - ago)
         self.startup_s = self._working_since - self.started
 
-    def scene_planned(self, plan: ScenePlan, num_todo: int) -> None:
+    def scene_planned(self, plan: ScenePlan, num_windows: int) -> None:
         """A scene's windows are known."""
         self.scenes_planned += 1
-        self.windows_planned += num_todo
+        self.windows_planned += num_windows
         whole = plan.scene.grid.width * plan.scene.grid.height
-        self.pixels_planned += whole * num_todo // plan.num_windows
+        self.pixels_planned += whole * num_windows // plan.num_windows
+
+    def plan_anew(self) -> None:
+        """What was planned and is not done will be planned again."""
+        self.scenes_planned, self.windows_planned = self.scenes_settled, self.windows_done
+        self.pixels_planned = self.pixels_done
+
+    def window_skipped(self, pixels: int) -> None:
+        """A window was done by an earlier run, and so is no work of this one."""
+        self.windows_planned -= 1
+        self.pixels_planned -= pixels
 
     def window_done(self, *, pixels: int, area_km2: float, bytes_fetched: int, failed: bool) -> None:
         """A window ended, well or not."""

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from geoseg.errors import ConflictError, GeosegError, SceneChangedError, SceneReadError, StoreError
-from geoseg.predict.parts import delete_parts, finished_parts, part_uri
+from geoseg.errors import ConflictError, GeosegError, SceneChangedError, StoreError
+from geoseg.predict.failure import Failure, attempt
+from geoseg.predict.parts import delete_parts, part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.stac import make_item
 from geoseg.raster import store
@@ -43,68 +44,102 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
     return store.join(run.out, scene_id, ITEM_NAME)
 
 
-def published_item(run: RunSpec, scene_id: str) -> tuple[dict[str, Any], store.Version] | None:
-    """The standing item of a scene and its version, or None."""
-    uri = item_uri(run, scene_id)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StandingItem:
+    """A scene's item as it stands: its version in the store, what it was made from, and what was published with it."""
+
+    version: store.Version
+    fingerprint: str
+    source: str
+    published: Published
+
+
+def standing_item(run: RunSpec, plan: ScenePlan) -> StandingItem | None:
+    """The item that stands where a scene's is to be published, or None.
+
+    Raises ConflictError when it is not geoseg's, or another scene's unless it was made from the same bytes.
+    """
+    scene_id, uri = plan.scene.id, item_uri(run, plan.scene.id)
     try:
         body, version = store.read_version(uri)
-        document = json.loads(body)
+        standing = _read_item(scene_id, uri, version, body)
     except store.ObjectMissingError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ConflictError(f"{scene_id}: {store.redact(uri)} is not an item of geoseg's; move it away") from error
-    return document, version
+    if standing.fingerprint != plan.fingerprint and standing.source != store.redact(plan.scene.uri):
+        raise ConflictError(
+            f"{scene_id}: this id is taken by {standing.source} in this output; write to another output or rename the scene, "
+            f"or, if it is that very scene in a new place, delete {store.redact(uri)} and run again"
+        )
+    return standing
 
 
-def standing_mask(run: RunSpec, scene_id: str, fingerprint: str) -> str | None:
-    """URI of the mask that stands for a scene, if it was made from this very input, bundle and settings."""
-    standing = published_item(run, scene_id)
-    if standing is None or standing[0].get("properties", {}).get("geoseg:fingerprint") != fingerprint:
-        return None
-    return store.join(run.out, scene_id, str(standing[0]["assets"]["mask"]["href"]).removeprefix("./"))
+def _read_item(scene_id: str, uri: str, version: store.Version, body: bytes) -> StandingItem:
+    item = json.loads(body)
+    mask = item["assets"]["mask"]
+    return StandingItem(
+        version=version,
+        fingerprint=str(item["properties"]["geoseg:fingerprint"]),
+        source=next(str(link["href"]) for link in item["links"] if link["rel"] == "derived_from"),
+        published=Published(
+            scene_id=scene_id,
+            item_uri=uri,
+            mask_uri=store.join(uri.rsplit("/", 1)[0], str(mask["href"]).removeprefix("./")),
+            classes=[int(one["count"]) for one in mask["classification:classes"] if "count" in one],
+            num_bytes=sum(int(asset["file:size"]) for asset in item["assets"].values()),
+        ),
+    )
+
+
+def try_to_publish(run: RunSpec, plan: ScenePlan) -> Published | Failure:
+    """What ``publish_scene`` published, or why it did not."""
+    return attempt(lambda: publish_scene(run, plan), plan.scene.id, "publishing")
 
 
 def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
     """Put a scene's masks together from its parts and publish them.
 
-    Doing it twice, late, or in two places at once leaves the same objects. Raises SceneReadError when a window's part is
-    missing, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id.
+    Doing it twice, late, or in two places at once leaves the same objects. Raises StoreError when a window's part is
+    missing or damaged, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id
+    or has published since it was planned.
     """
     scene = plan.scene
     if not scene_is_unchanged(scene):
-        delete_parts(run, plan)
+        delete_parts(run, scene.id)
         raise SceneChangedError(
             f"{scene.id}: was replaced while the run was reading it; run again to take the new version"
         )
-    standing = published_item(run, scene.id)
-    _refuse_foreign(standing, plan)
-    if standing is not None and standing[0].get("properties", {}).get("geoseg:fingerprint") == plan.fingerprint:
-        _tidy(run, plan)
-        return _published_before(run, plan, standing[0])
+    standing = standing_item(run, plan)
+    if standing is not None and standing.fingerprint == plan.fingerprint:
+        _tidy(run, scene.id)
+        return standing.published
+    if (standing.version if standing else None) != plan.replaces:
+        raise _conflict(plan)
     uris = [part_uri(run, plan, window) for window in plan.windows(SceneReader(scene))]
     classes = np.zeros(len(run.description.classes), np.int64)
     assets: dict[str, dict[str, Any]] = {}
+    with_data: list[str] = []
     with CogAssembler(scene.grid, _mask_profile(run)) as assembler:
-        for header, blocks in _parts(plan, uris):
+        for uri, (header, blocks) in zip(uris, _parts(plan, uris), strict=True):
             classes += np.asarray(header["classes"])
+            if any(header["classes"]):
+                with_data.append(uri)
             assembler.add(blocks)
         assembler.make_overviews(plan.window)
         thumbnail = _png(assembler.top_pixels()[0], run)
         assets["mask"] = _put(run, plan, "mask", "tif", assembler.finish(), "Class of each pixel")
     if run.config.probabilities:
         with CogAssembler(scene.grid, _probability_profile(run)) as assembler:
-            nonempty = set(finished_parts(run, plan))
-            for _, blocks in _parts(
-                plan, [f"{uri}.probabilities" for uri in uris if f"{uri}.probabilities" in nonempty]
-            ):
+            for _, blocks in _parts(plan, [f"{uri}.probabilities" for uri in with_data]):
                 assembler.add(blocks)
             assembler.make_overviews(plan.window)
             title = "Probability of each class in steps of 1/254"
             assets["probabilities"] = _put(run, plan, "probabilities", "tif", assembler.finish(), title)
     assets["thumbnail"] = _put(run, plan, "thumbnail", "png", thumbnail, "The mask in its colours, small")
     body = make_item(run, plan, classes=classes.tolist(), assets=assets)
-    _commit(run, plan, body, standing[1] if standing else None)
-    _tidy(run, plan)
+    _commit(run, plan, body)
+    _tidy(run, scene.id)
     return Published(
         scene_id=scene.id,
         item_uri=item_uri(run, scene.id),
@@ -114,32 +149,10 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
     )
 
 
-def _published_before(run: RunSpec, plan: ScenePlan, item: dict[str, Any]) -> Published:
-    """What an earlier attempt published, whose answer was lost or which came first."""
-    mask = item["assets"]["mask"]
-    return Published(
-        scene_id=plan.scene.id,
-        item_uri=item_uri(run, plan.scene.id),
-        mask_uri=store.join(run.out, plan.scene.id, str(mask["href"]).removeprefix("./")),
-        classes=[int(one["count"]) for one in mask["classification:classes"] if "count" in one],
-        num_bytes=sum(int(asset["file:size"]) for asset in item["assets"].values()),
-    )
-
-
-def _tidy(run: RunSpec, plan: ScenePlan) -> None:
+def _tidy(run: RunSpec, scene_id: str) -> None:
     """Remove the parts; a worker that may not delete has published all the same."""
     with suppress(GeosegError):
-        delete_parts(run, plan)
-
-
-def _refuse_foreign(standing: tuple[dict[str, Any], store.Version] | None, plan: ScenePlan) -> None:
-    if standing is None:
-        return
-    sources = [link.get("href") for link in standing[0].get("links", []) if link.get("rel") == "derived_from"]
-    if sources and sources != [store.redact(plan.scene.uri)]:
-        raise ConflictError(
-            f"{plan.scene.id}: this id is taken by {sources[0]} in this output; write to another output, or rename the scene"
-        )
+        delete_parts(run, scene_id)
 
 
 def _parts(plan: ScenePlan, uris: list[str]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
@@ -153,7 +166,7 @@ def _parts(plan: ScenePlan, uris: list[str]) -> Iterator[tuple[dict[str, Any], l
                     f"{plan.scene.id}: the part {store.redact(uri)} is damaged; run again to redo it"
                 ) from error
     except store.ObjectMissingError as error:
-        raise SceneReadError(f"{plan.scene.id}: a window's part is missing; run again to redo it ({error})") from error
+        raise StoreError(f"{plan.scene.id}: a window's part is missing; run again to redo it ({error})") from error
 
 
 def _put(run: RunSpec, plan: ScenePlan, kind: str, suffix: str, file: CogFile | bytes, title: str) -> dict[str, Any]:
@@ -177,17 +190,23 @@ def _put(run: RunSpec, plan: ScenePlan, kind: str, suffix: str, file: CogFile | 
     return {"name": name, "size": size, "sha256": sha256, "title": title}
 
 
-def _commit(run: RunSpec, plan: ScenePlan, body: bytes, replaces: store.Version | None) -> None:
-    """Put the item: created if there was none, else in place of the very one that was seen."""
+def _commit(run: RunSpec, plan: ScenePlan, body: bytes) -> None:
+    """Put the item: created if there was none when the scene was planned, else in place of the very one that stood then."""
     uri = item_uri(run, plan.scene.id)
     try:
-        store.write(uri, body, create=replaces is None, replaces=replaces)
-    except store.ObjectExistsError as error:
-        if store.read(uri) == body:
+        store.write(uri, body, create=plan.replaces is None, replaces=plan.replaces)
+    except (store.ObjectExistsError, store.ObjectMissingError) as error:
+        standing = standing_item(run, plan)
+        if standing is not None and standing.fingerprint == plan.fingerprint:
             return  # an earlier attempt of our own, whose answer was lost
-        raise ConflictError(
-            f"{plan.scene.id}: another run has published this scene in the meantime; its mask stays, this one is not published"
-        ) from error
+        raise _conflict(plan) from error
+
+
+def _conflict(plan: ScenePlan) -> ConflictError:
+    return ConflictError(
+        f"{plan.scene.id}: another run has published or removed this scene in the meantime; what it left stays, this mask is "
+        "not published"
+    )
 
 
 def _mask_profile(run: RunSpec) -> CogProfile:

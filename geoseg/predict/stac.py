@@ -78,7 +78,7 @@ def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict
     _add_model(item, run)
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
     document["properties"] = _without_nulls(document["properties"])
-    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _without_nulls(value: Any) -> Any:

@@ -5,27 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from geoseg.errors import GeosegError, SceneReadError, StopError
+from geoseg.errors import SceneReadError, StopError
 from geoseg.predict.bundles import load_bundle
+from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.mask import class_mask, class_probabilities, count_classes, to_scene_pixels
-from geoseg.predict.parts import part_uri
+from geoseg.predict.parts import finished_parts, part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.predictor import Predictor, default_device
 from geoseg.raster import store
 from geoseg.raster.cog import encode_window, pack_blocks
 from geoseg.raster.geotiff import SceneReader, keep_decoded
 from geoseg.raster.raster import Raster
-from geoseg.raster.window import Window
+from geoseg.raster.window import Window, WindowSet
 
 _KNOWN_SCENES = 8
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,11 @@ class WindowPixels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowDone:
-    """The outcome of a window: an empty ``error`` and what was counted, or a sentence.
-
-    ``stop`` names the kind of error when the whole job cannot go on.
-    """
+    """The outcome of a window: what was counted, or a ``failure``; ``skipped`` when its part stood already."""
 
     task: Task
-    error: str = ""
-    stop: str = ""
+    failure: Failure | None = None
+    skipped: bool = False
     valid_pixels: int = 0
     bytes_fetched: int = 0
     read_s: float = 0.0
@@ -68,30 +67,45 @@ class WindowDone:
         return self.valid_pixels * self.task.plan.scene.grid.resolution_m**2 / 1e6
 
 
-class WindowReader:
-    """Reads windows; keeps the block indexes of the last few scenes. For any number of threads."""
+@dataclass(frozen=True, slots=True)
+class _KnownScene:
+    """A scene's block indexes, and the windows whose parts stood when it was met."""
 
-    def __init__(self) -> None:
-        self._readers: OrderedDict[tuple[str, str], SceneReader] = OrderedDict()
+    reader: SceneReader
+    finished: WindowSet
+
+
+class WindowReader:
+    """Reads windows that have no part yet; keeps what is known of the last few scenes. For any number of threads."""
+
+    def __init__(self, run: RunSpec) -> None:
+        self._run = run
+        self._scenes: OrderedDict[tuple[str, str], _KnownScene] = OrderedDict()
         self._lock = threading.Lock()
 
-    def _reader(self, plan: ScenePlan) -> SceneReader:
+    def _scene(self, plan: ScenePlan) -> _KnownScene:
         key = (plan.scene.uri, plan.scene.etag)
         with self._lock:
-            reader = self._readers.pop(key, None)
-            if reader is None:
-                reader = SceneReader(plan.scene)
+            scene = self._scenes.pop(key, None)
+            if scene is None:
+                scene = _KnownScene(SceneReader(plan.scene), finished_parts(self._run, plan))
                 keep_decoded(plan.decoded_bytes)
-            self._readers[key] = reader
-            while len(self._readers) > _KNOWN_SCENES:
-                self._readers.popitem(last=False)
-        return reader
+            self._scenes[key] = scene
+            while len(self._scenes) > _KNOWN_SCENES:
+                self._scenes.popitem(last=False)
+        return scene
 
-    def read(self, task: Task) -> WindowPixels:
-        """Pixels and validity for a window. Raises SceneError or StoreError."""
+    def read(self, task: Task) -> WindowPixels | WindowDone:
+        """Pixels and validity for a window, or its outcome when it stands already or cannot be read."""
+        return _try(task, lambda: self._read(task), "reading")
+
+    def _read(self, task: Task) -> WindowPixels | WindowDone:
         start = time.perf_counter()
         plan, write = task.plan, task.window
-        reader = self._reader(plan)
+        scene = self._scene(plan)
+        if scene.finished.has(write.row_off, write.col_off):
+            return WindowDone(task=task, skipped=True)
+        reader = scene.reader
         before = reader.bytes_fetched
         inside = plan.area.inside(write) if plan.area is not None else None
         stitching = plan.stitching
@@ -126,7 +140,7 @@ class Worker:
         device = device or default_device()
         self.predictor = Predictor(bundle, device=device, scale=run.config.scale)
         self.batch = run.config.batch or (8 if device.startswith("cuda") else 1)
-        self.reader = WindowReader()
+        self.reader = WindowReader(run)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._ahead = read_threads + self.batch
@@ -162,16 +176,30 @@ class Worker:
             yield write.result()
 
     def _read_ahead(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, WindowPixels | WindowDone]]:
-        waiting: list[tuple[Task, Future[WindowPixels]]] = []
+        waiting: list[tuple[Task, Future[WindowPixels | WindowDone]]] = []
         for task in tasks:
             waiting.append((task, self._readers.submit(self.reader.read, task)))
             if len(waiting) > self._ahead:
-                yield _outcome(*waiting.pop(0))
-        for task, future in waiting:
-            yield _outcome(task, future)
+                first, future = waiting.pop(0)
+                yield first, future.result()
+        for last, future in waiting:
+            yield last, future.result()
 
     def _predict(self, batch: list[tuple[Task, WindowPixels]]) -> list[Future[WindowDone]]:
-        done: list[tuple[Task, WindowPixels, Any, Any]] = []
+        """Masks of a batch on their way to the store. What fails together is tried in halves, in the end each alone."""
+        first = batch[0][0]
+        done = attempt(lambda: self._masks(batch), first.plan.scene.id, f"predicting {first.window}")
+        if not isinstance(done, Failure):
+            return [self._writer.submit(self._store, *each) for each in done]
+        if len(batch) == 1:
+            return [self._writer.submit(WindowDone, task=first, failure=done)]
+        half = len(batch) // 2
+        if done.again:  # there was not enough memory, and there will not be for the next batch
+            self.batch = half
+        return self._predict(batch[:half]) + self._predict(batch[half:])
+
+    def _masks(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, Any, Any, float]]:
+        done = []
         with self._device:
             start = time.perf_counter()
             logits = self.predictor.core_logits([read.around for _, read in batch if read.around is not None])
@@ -182,7 +210,7 @@ class Worker:
                 chances = class_probabilities(placed, read.valid) if self.run_spec.config.probabilities else None
                 done.append((task, read, mask, chances))
             seconds = (time.perf_counter() - start) / len(batch)
-        return [self._writer.submit(self._store, *each, seconds) for each in done]
+        return [(*each, seconds) for each in done]
 
     def _store(
         self,
@@ -193,29 +221,39 @@ class Worker:
         predict_s: float,
     ) -> WindowDone:
         start = time.perf_counter()
+
+        def write() -> WindowDone:
+            valid_pixels = self._write_part(task, read, mask, chances)
+            return WindowDone(
+                task=task,
+                valid_pixels=valid_pixels,
+                bytes_fetched=read.bytes_fetched,
+                read_s=read.seconds,
+                predict_s=predict_s,
+                write_s=time.perf_counter() - start,
+            )
+
+        return _try(task, write, "storing")
+
+    def _write_part(
+        self,
+        task: Task,
+        read: WindowPixels,
+        mask: npt.NDArray[np.uint8] | None,
+        chances: npt.NDArray[np.uint8] | None,
+    ) -> int:
+        """Write a window's part; the number of its valid pixels."""
         plan, window = task.plan, task.window
-        try:
-            if mask is None and read.around is not None:
-                raise SceneReadError(
-                    f"{plan.scene.id}: the network answered with numbers that are not finite at {window}"
-                )
-            num_classes = len(self.run_spec.description.classes)
-            classes = count_classes(mask, num_classes) if mask is not None else [0] * num_classes
-            uri = part_uri(self.run_spec, plan, window)
-            if chances is not None:
-                store.write(uri + ".probabilities", pack_blocks({}, encode_window(chances, window, plan.window)))
-            blocks = encode_window(mask[None], window, plan.window) if mask is not None else []
-            store.write(uri, pack_blocks({"classes": classes}, blocks))
-        except GeosegError as error:
-            return _failed(task, error)
-        return WindowDone(
-            task=task,
-            valid_pixels=sum(classes),
-            bytes_fetched=read.bytes_fetched,
-            read_s=read.seconds,
-            predict_s=predict_s,
-            write_s=time.perf_counter() - start,
-        )
+        if mask is None and read.around is not None:
+            raise SceneReadError(f"{plan.scene.id}: the network answered with numbers that are not finite at {window}")
+        num_classes = len(self.run_spec.description.classes)
+        classes = count_classes(mask, num_classes) if mask is not None else [0] * num_classes
+        uri = part_uri(self.run_spec, plan, window)
+        if chances is not None:
+            store.write(uri + ".probabilities", pack_blocks({}, encode_window(chances, window, plan.window)))
+        blocks = encode_window(mask[None], window, plan.window) if mask is not None else []
+        store.write(uri, pack_blocks({"classes": classes}, blocks))
+        return sum(classes)
 
     def close(self) -> None:
         """End the threads."""
@@ -223,16 +261,10 @@ class Worker:
         self._writer.shutdown()
 
 
-def _outcome(task: Task, future: Future[WindowPixels]) -> tuple[Task, WindowPixels | WindowDone]:
-    try:
-        return task, future.result()
-    except (GeosegError, MemoryError) as error:
-        return task, _failed(task, error)
-
-
-def _failed(task: Task, error: Exception) -> WindowDone:
-    sentence = str(error) if isinstance(error, GeosegError) else f"{task.plan.scene.id}: out of memory at {task.window}"
-    return WindowDone(task=task, error=sentence, stop=type(error).__name__ if isinstance(error, StopError) else "")
+def _try(task: Task, step: Callable[[], _T], doing: str) -> _T | WindowDone:
+    """What a step gives for a window, or that it failed."""
+    got = attempt(step, task.plan.scene.id, f"{doing} {task.window}")
+    return WindowDone(task=task, failure=got) if isinstance(got, Failure) else got
 
 
 def _shape(read: WindowPixels) -> tuple[int, ...]:

@@ -65,3 +65,21 @@ def check_window_size(size: int) -> int:
     if size not in (512, 1024, 2048, 4096, 8192):
         raise ConfigError(f"the window must be 512, 1024, 2048, 4096 or 8192 pixels, got {size}")
     return size
+
+
+class WindowSet:
+    """Windows of one plan, known by their corners: a bit for each, a million in some hundred kilobytes."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, int] = {}
+
+    def add(self, row_off: int, col_off: int) -> None:
+        """Take the window at a corner in."""
+        self._rows[row_off] = self._rows.get(row_off, 0) | 1 << col_off // BLOCK
+
+    def has(self, row_off: int, col_off: int) -> bool:
+        """Whether the window at a corner is in."""
+        return bool(self._rows.get(row_off, 0) >> col_off // BLOCK & 1)
+
+    def __len__(self) -> int:
+        return sum(bits.bit_count() for bits in self._rows.values())

@@ -14,11 +14,12 @@ from kit.oracle import published_mask, seeded_bundle, write_scene
 
 import geoseg
 from geoseg.config import load_job
-from geoseg.errors import ConflictError, OutputHeldError, SceneChangedError, SceneReadError, StoreError
+from geoseg.errors import ConflictError, OutputHeldError, SceneChangedError, StoreError
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, prepare_scene
 from geoseg.predict.parts import finished_parts, part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
+from geoseg.predict.progress import Progress
 from geoseg.predict.publish import publish_scene
 from geoseg.predict.verify import verify_output
 from geoseg.predict.worker import Task, Worker
@@ -26,6 +27,7 @@ from geoseg.raster import store
 from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.synthetic import synthetic_image
+from geoseg.raster.window import Window
 from geoseg.run import make_run_spec
 
 
@@ -40,16 +42,16 @@ class Work:
 
     def make_parts(self) -> None:
         """Make the parts that are not there."""
-        finished = finished_parts(self.run, self.plan)
         worker = Worker(self.run)
-        done = list(
-            worker.run([task for task in self.tasks() if part_uri(self.run, self.plan, task.window) not in finished])
-        )
+        done = list(worker.run(Task(self.plan, window) for window in self.windows()))
         worker.close()
-        assert not [one.error for one in done if one.error]
+        assert not [one.failure for one in done if one.failure]
 
-    def tasks(self) -> list[Task]:
-        return [Task(self.plan, window) for window in self.plan.windows(SceneReader(self.plan.scene))]
+    def windows(self) -> list[Window]:
+        return list(self.plan.windows(SceneReader(self.plan.scene)))
+
+    def parts(self) -> list[str]:
+        return [part_uri(self.run, self.plan, window) for window in self.windows()]
 
 
 @pytest.fixture
@@ -60,8 +62,8 @@ def work(tmp_path: Path) -> Work:
     values = {"scenes": [str(path)], "out": str(tmp_path / "out"), "bundle": str(bundle), "predict": {"window": 512}}
     run = make_run_spec(load_job(None, values))
     ref = SceneRef("scene", str(path))
-    plan = prepare_scene(ref, run).plan
-    assert plan is not None
+    plan = prepare_scene(ref, run)
+    assert isinstance(plan, ScenePlan)
     made_work = Work(ref, run, plan, path)
     made_work.make_parts()
     return made_work
@@ -86,24 +88,24 @@ def test_eight_publishers_at_once_leave_one_scene(work: Work) -> None:
         futures = [pool.submit(publish_scene, work.run, work.plan) for _ in range(8)]
     outcomes = [future.exception() for future in futures]
     assert None in outcomes
-    assert all(error is None or isinstance(error, (SceneReadError, StoreError)) for error in outcomes), outcomes
+    assert all(error is None or isinstance(error, StoreError) for error in outcomes), outcomes
     assert len(objects(work)) == 3
     assert verify_output(work.run.out).faults == ()
 
 
 def test_a_missing_part_publishes_nothing(work: Work) -> None:
-    store.delete([min(finished_parts(work.run, work.plan))])
-    with pytest.raises(SceneReadError, match="part is missing; run again"):
+    store.delete(work.parts()[:1])
+    with pytest.raises(StoreError, match="part is missing; run again"):
         publish_scene(work.run, work.plan)
     assert not store.exists(f"{work.run.out}/scene/item.json")
 
 
 def test_a_damaged_part_is_removed_and_redone(work: Work) -> None:
-    uri = min(finished_parts(work.run, work.plan))
+    uri = work.parts()[0]
     store.write(uri, store.read(uri)[:-3])
     with pytest.raises(StoreError, match="damaged; run again"):
         publish_scene(work.run, work.plan)
-    assert uri not in finished_parts(work.run, work.plan)
+    assert not store.exists(uri)
     work.make_parts()
     publish_scene(work.run, work.plan)
     assert verify_output(work.run.out).faults == ()
@@ -121,22 +123,20 @@ def test_an_id_taken_by_another_scene_is_a_conflict(work: Work, tmp_path: Path) 
     publish_scene(work.run, work.plan)
     other = write_scene(tmp_path / "elsewhere" / "scene.tif", synthetic_image(600, 600, seed=3).pixels_bhw, nodata=0)
     report = geoseg.predict(str(other), work.run.out, bundle=work.run.bundle_uri, engine="local", window=512)
-    assert report.scenes[0].status == "failed"
+    assert report.scenes[0].status == "refused"
     assert "this id is taken by" in report.scenes[0].sentence
 
 
 def test_an_item_that_appears_meanwhile_is_not_overwritten(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{work.run.out}/scene/item.json"
-    monkeypatch.setattr("geoseg.predict.publish.published_item", lambda *_: None)
-    store.write(uri, b'{"someone": "else"}')
-    with pytest.raises(ConflictError, match="another run has published"):
+    monkeypatch.setattr("geoseg.predict.publish.make_item", lambda *_, **__: store.write(uri, b"[]") or b"{}")
+    with pytest.raises(ConflictError, match="not an item of geoseg's; move it away"):
         publish_scene(work.run, work.plan)
-    assert store.read(uri) == b'{"someone": "else"}'
+    assert store.read(uri) == b"[]"
 
 
 def test_an_interrupted_run_goes_on_from_its_parts(work: Work) -> None:
-    parts = sorted(finished_parts(work.run, work.plan))
-    store.delete(parts[:2])
+    store.delete(work.parts()[:2])
     report = geoseg.predict(str(work.path), work.run.out, bundle=work.run.bundle_uri, engine="local", window=512)
     assert report.exit_code == 0
     assert report.pixels < work.plan.scene.grid.width * work.plan.scene.grid.height * 0.6
@@ -169,13 +169,13 @@ def test_a_plan_travels_as_text(work: Work) -> None:
 
 @pytest.mark.parametrize("order", ["scene first", "windows first", "twice"])
 def test_the_ledger_does_not_mind_the_order(order: str, work: Work) -> None:
-    ledger = Ledger()
+    ledger = Ledger(Progress(1, quiet=True))
     complete = []
-    windows = [(0, 0), (0, 512), (512, 0)]
+    windows = work.windows()[:3]
     if order != "windows first":
         complete.append(ledger.planned(work.plan, 3))
-    for row, col in windows * (2 if order == "twice" else 1):
-        complete.append(ledger.window_done("scene", row, col, ""))
+    told = windows * (2 if order == "twice" else 1)
+    complete += [ledger.window_done("scene", window) for window in told]
     if order == "windows first":
         complete.append(ledger.planned(work.plan, 3))
     assert [plan for plan in complete if plan is not None] == [work.plan]
@@ -184,12 +184,12 @@ def test_the_ledger_does_not_mind_the_order(order: str, work: Work) -> None:
 
 
 def test_the_ledger_tells_of_what_was_lost(work: Work) -> None:
-    ledger = Ledger()
+    ledger = Ledger(Progress(2, quiet=True))
     ledger.planned(work.plan, 3)
-    ledger.window_done("scene", 0, 0, "")
+    ledger.window_done("scene", work.windows()[0])
     ledger.abandon([work.ref, SceneRef("never", "/never.tif")])
     assert [(report.id, report.status) for report in ledger.reports] == [("scene", "failed"), ("never", "failed")]
-    assert "2 windows were lost" in ledger.reports[0].sentence
+    assert "2 of its windows were lost" in ledger.reports[0].sentence
 
 
 def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
