@@ -7,14 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import torch
 from ray.util.metrics import Counter
 
 from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, ended, outcome_row, pack_pixels, task_of, unpack_pixels
 from geoseg.predict.failure import Failure
 from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.publish import Published, try_to_publish
-from geoseg.predict.worker import WindowDone, WindowPixels, WindowReader, Worker
+from geoseg.predict.reading import WindowDone, WindowPixels, WindowReader
 
 _PIXELS = pa.schema([*DESCRIPTOR, ("pixels", pa.large_binary())])
 
@@ -44,6 +43,10 @@ class PredictWindows:
     """A device actor: the network is loaded once, then batches of window rows become parts in the store."""
 
     def __init__(self, run: RunSpec, read_threads: int, threads: int) -> None:
+        import torch
+
+        from geoseg.predict.worker import Worker
+
         torch.set_num_threads(threads)
         self._worker = Worker(run, read_threads=read_threads)
         self._ready_at = time.time()

@@ -17,7 +17,7 @@ from ray.data.block import BlockMetadata
 from geoseg.predict.failure import Failure
 from geoseg.predict.ledger import PlannedWindows, SceneReport, list_windows, prepare_scene
 from geoseg.predict.plan import RunSpec, plan_from_json
-from geoseg.predict.worker import Task, WindowDone, WindowPixels
+from geoseg.predict.reading import Task, WindowDone, WindowPixels
 from geoseg.raster.raster import Raster
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window

@@ -9,7 +9,8 @@ from geoseg.predict.ledger import Ledger, SceneReport, prepare_windows
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import try_to_publish
-from geoseg.predict.worker import Task, Worker
+from geoseg.predict.reading import Task
+from geoseg.predict.worker import Worker
 from geoseg.raster.scene import SceneRef
 
 

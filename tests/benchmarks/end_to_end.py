@@ -25,7 +25,8 @@ from kit.oracle import write_scene
 
 from geoseg.config import load_job
 from geoseg.predict.plan import plan_scene
-from geoseg.predict.worker import Task, Worker
+from geoseg.predict.reading import Task
+from geoseg.predict.worker import Worker
 from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.synthetic import synthetic_image

@@ -18,7 +18,7 @@ import geoseg
 import geoseg.errors
 from geoseg.cluster.rows import pack_pixels, unpack_pixels
 from geoseg.predict.bundles import load_bundle
-from geoseg.predict.worker import WindowPixels
+from geoseg.predict.reading import WindowPixels
 from geoseg.raster.raster import Raster
 from geoseg.raster.synthetic import synthetic_image
 

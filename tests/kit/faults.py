@@ -25,12 +25,12 @@ def runtime_env(file: Path) -> dict[str, Any]:
 def install() -> None:
     """Wrap the steps; called in each worker's process before its first task."""
     import geoseg.cluster.rows
-    from geoseg.predict import ledger, publish, worker
+    from geoseg.predict import ledger, publish, reading
 
     _wrap(ledger, "plan_scene", "plan", lambda ref, *_: ref.id)
     _wrap(publish, "make_item", "publish", lambda _, plan, **__: plan.scene.id)
     _wrap(
-        worker.WindowReader, "_read", "read",
+        reading.WindowReader, "_read", "read",
         lambda _, task: f"{task.plan.scene.id}/{task.window.row_off}/{task.window.col_off}",
     )  # fmt: skip
     listing = geoseg.cluster.rows.list_scene_windows

@@ -24,7 +24,8 @@ from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.predictor import Predictor
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import publish_scene
-from geoseg.predict.worker import Task, WindowReader, Worker
+from geoseg.predict.reading import Task, WindowReader
+from geoseg.predict.worker import Worker
 from geoseg.raster import store
 from geoseg.raster.scene import list_scenes
 from geoseg.raster.synthetic import synthetic_image
@@ -36,7 +37,7 @@ BAD_SHAPE = (600, 520)
 STEPS = {
     "plan": "geoseg.predict.ledger.plan_scene",
     "list": "geoseg.predict.plan.ScenePlan.windows",
-    "read": "geoseg.predict.worker.WindowReader._read",
+    "read": "geoseg.predict.reading.WindowReader._read",
     "predict": "geoseg.predict.worker.to_scene_pixels",
     "store": "geoseg.predict.worker.part_uri",
     "publish": "geoseg.predict.publish.make_item",

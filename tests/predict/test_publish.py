@@ -21,8 +21,9 @@ from geoseg.predict.parts import finished_parts, part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import publish_scene
+from geoseg.predict.reading import Task
 from geoseg.predict.verify import verify_output
-from geoseg.predict.worker import Task, Worker
+from geoseg.predict.worker import Worker
 from geoseg.raster import store
 from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.scene import SceneRef

@@ -13,7 +13,7 @@ from kit.scenes import tiny_bundle, write_scene
 
 from geoseg.config import load_job
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
-from geoseg.predict.worker import Task, WindowReader
+from geoseg.predict.reading import Task, WindowReader
 from geoseg.raster import geotiff
 from geoseg.raster.geotiff import MAX_CACHE_BYTES, SceneReader, cache_bytes, keep_decoded
 from geoseg.raster.scene import SceneRef

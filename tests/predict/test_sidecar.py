@@ -16,7 +16,8 @@ from geoseg.config import load_job
 from geoseg.errors import SceneChangedError
 from geoseg.predict.plan import PIXEL_VERSION, RunSpec, plan_scene
 from geoseg.predict.publish import publish_scene
-from geoseg.predict.worker import Task, Worker
+from geoseg.predict.reading import Task
+from geoseg.predict.worker import Worker
 from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.scene import SceneRef
 from geoseg.run import make_run_spec
