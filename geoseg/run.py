@@ -122,7 +122,7 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     engine = choose_engine(job, run, refs)
     progress = Progress(len(refs), quiet=quiet)
     with Lease(run.out) as lease:
-        keep_bundle(load_bundle(job.bundle), store.join(run.out, run.model.path.rsplit("/", 1)[0]))
+        keep_bundle(run)
         if engine == "ray":
             from geoseg.cluster.predict import predict_on_cluster
 

@@ -6,8 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import geoseg.model
-from geoseg.errors import BundleError
+from geoseg.errors import AccessDeniedError, BundleError, SceneDeniedError, StopError
 from geoseg.model.bundle import DESCRIPTION_NAME, WEIGHTS_NAME, Bundle
+from geoseg.predict.plan import RunSpec
 from geoseg.raster import store
 
 _SHIPPED = Path(geoseg.model.__file__).parent / "bundles"
@@ -27,6 +28,8 @@ def load_bundle(uri: str) -> Bundle:
     try:
         files = tuple(store.head(store.join(where, name)) for name in (DESCRIPTION_NAME, WEIGHTS_NAME))
         return _load(files, store.redact(uri))
+    except SceneDeniedError as error:
+        raise AccessDeniedError(str(error)) from error
     except store.ObjectMissingError as error:
         raise BundleError(
             f"{store.redact(uri)}: no bundle there; a bundle is a folder with {DESCRIPTION_NAME} and {WEIGHTS_NAME}, or one of "
@@ -48,7 +51,16 @@ def save_bundle(bundle: Bundle, uri: str) -> None:
     store.write(store.join(where, DESCRIPTION_NAME), bundle.description_json())
 
 
-def keep_bundle(bundle: Bundle, uri: str) -> None:
-    """``save_bundle`` below a ``uri`` that follows from the bundle's digest, unless it is there already."""
-    if not store.exists(store.join(uri, DESCRIPTION_NAME)):
-        save_bundle(bundle, uri)
+def bundle_of(run: RunSpec) -> Bundle:
+    """The bundle that a run began with. Raises StopError when another stands in its place by now."""
+    bundle = load_bundle(run.bundle_uri)
+    if bundle.digest != run.bundle_digest:
+        raise StopError(f"{run.bundle_uri}: the bundle was changed while the run was going on; start the run again")
+    return bundle
+
+
+def keep_bundle(run: RunSpec) -> None:
+    """Keep the run's bundle with its results, where their items say it is, unless it is there already."""
+    folder = store.join(run.out, run.model.path.rsplit("/", 1)[0])
+    if not store.exists(store.join(folder, DESCRIPTION_NAME)):
+        save_bundle(bundle_of(run), folder)

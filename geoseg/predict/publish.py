@@ -36,7 +36,6 @@ class Published:
     item_uri: str
     mask_uri: str
     classes: list[int]
-    num_bytes: int
 
 
 def item_uri(run: RunSpec, scene_id: str) -> str:
@@ -87,7 +86,6 @@ def _read_item(scene_id: str, uri: str, version: store.Version, body: bytes) -> 
             item_uri=uri,
             mask_uri=store.join(uri.rsplit("/", 1)[0], str(mask["href"]).removeprefix("./")),
             classes=[int(one["count"]) for one in mask["classification:classes"] if "count" in one],
-            num_bytes=sum(int(asset["file:size"]) for asset in item["assets"].values()),
         ),
     )
 
@@ -145,7 +143,6 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
         item_uri=item_uri(run, scene.id),
         mask_uri=store.join(run.out, scene.id, assets["mask"]["name"]),
         classes=classes.tolist(),
-        num_bytes=sum(told["size"] for told in assets.values()),
     )
 
 

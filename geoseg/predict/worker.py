@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geoseg.errors import SceneReadError, StopError
-from geoseg.predict.bundles import load_bundle
+from geoseg.errors import SceneReadError
+from geoseg.predict.bundles import bundle_of
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.mask import class_mask, class_probabilities, count_classes, to_scene_pixels
 from geoseg.predict.parts import part_uri
@@ -31,11 +31,8 @@ class Worker:
 
     def __init__(self, run: RunSpec, *, device: str | None = None, read_threads: int = 1) -> None:
         self.run_spec = run
-        bundle = load_bundle(run.bundle_uri)
-        if bundle.digest != run.bundle_digest:
-            raise StopError(f"{run.bundle_uri}: the bundle was changed while the run was going on; start the run again")
         device = device or default_device()
-        self.predictor = Predictor(bundle, device=device, scale=run.config.scale)
+        self.predictor = Predictor(bundle_of(run), device=device, scale=run.config.scale)
         self.batch = run.config.batch or (8 if device.startswith("cuda") else 1)
         self.reader = WindowReader(run)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")

@@ -225,7 +225,7 @@ def test_the_version_an_item_replaces_is_no_part_of_the_fingerprint(scenes: Path
     predict(scenes, tmp_path / "out", bundle)
     second = planned(scenes, run)
     assert (first.replaces, first.fingerprint) == (None, second.fingerprint)
-    assert second.replaces == store.head(f"{tmp_path}/out/bad/item.json").etag
+    assert second.replaces == store.head(f"{tmp_path}/out/bad/item.json").version
 
 
 def test_an_id_that_is_taken_is_told_before_the_work(scenes: Path, bundle: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from kit.oracle import published_mask, seeded_bundle, write_scene
 import geoseg
 from geoseg.config import load_job
 from geoseg.errors import ConflictError, OutputHeldError, SceneChangedError, StoreError
+from geoseg.predict.bundles import keep_bundle
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, prepare_scene
 from geoseg.predict.parts import finished_parts, part_uri
@@ -62,6 +63,7 @@ def work(tmp_path: Path) -> Work:
     bundle = seeded_bundle(tmp_path / "bundle")
     values = {"scenes": [str(path)], "out": str(tmp_path / "out"), "bundle": str(bundle), "predict": {"window": 512}}
     run = make_run_spec(load_job(None, values))
+    keep_bundle(run)
     ref = SceneRef("scene", str(path))
     plan = prepare_scene(ref, run)
     assert isinstance(plan, ScenePlan)
@@ -130,7 +132,7 @@ def test_an_id_taken_by_another_scene_is_a_conflict(work: Work, tmp_path: Path) 
 
 def test_an_item_that_appears_meanwhile_is_not_overwritten(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"{work.run.out}/scene/item.json"
-    monkeypatch.setattr("geoseg.predict.publish.make_item", lambda *_, **__: store.write(uri, b"[]") or b"{}")
+    monkeypatch.setattr("geoseg.predict.publish.make_item", lambda *_, **__: (store.write(uri, b"[]"), b"{}")[1])
     with pytest.raises(ConflictError, match="not an item of geoseg's; move it away"):
         publish_scene(work.run, work.plan)
     assert store.read(uri) == b"[]"

@@ -59,8 +59,8 @@ def test_each_byte_comes_once(build: str, tmp_path: Path) -> None:
     """A strip is as wide as the image: every window of a row needs all of the row's strips."""
     shape, window, profile = WIDE[build]
     path = write_scene(tmp_path / "scene.tif", ramps(*shape), **profile)
-    _, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=window)
-    reader = WindowReader()
+    run, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=window)
+    reader = WindowReader(run)
     tracemalloc.start()
     try:
         fetched = sum(reader.read(task).bytes_fetched for task in tasks_of(plan))
@@ -95,8 +95,8 @@ def test_four_threads_fetch_each_byte_once(profile: dict[str, Any], tmp_path: Pa
     """And tell of each byte once, though they count at the same time."""
     pixels = np.random.default_rng(0).integers(0, 256, (3, 2600, 2600), dtype=np.uint8)
     path = write_scene(tmp_path / "scene.tif", pixels, **profile)
-    _, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=512)
-    reader = WindowReader()
+    run, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=512)
+    reader = WindowReader(run)
     tasks = tasks_of(plan)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(reader.read, tasks))

@@ -68,7 +68,7 @@ def test_a_mask_that_is_replaced_during_a_run_is_noticed_at_the_end(scene: Path)
     worker = Worker(run)
     done = list(worker.run([Task(plan, window) for window in plan.windows(SceneReader(plan.scene))]))
     worker.close()
-    assert not [one.error for one in done if one.error]
+    assert not [one.failure for one in done if one.failure]
     put_mask(scene, 50)
     with pytest.raises(SceneChangedError, match=r"^a: was replaced"):
         publish_scene(run, plan)
