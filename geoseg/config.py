@@ -69,8 +69,8 @@ class ClusterConfig(_Section):
 
     ``engine``: ``local`` is a plain loop, ``ray`` a Ray Data chain, ``auto`` takes the loop for small work without an
     ``address``. ``workers``: device actors. ``read``: ``actor`` reads pixels where they are used, ``tasks`` on CPU tasks
-    before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker; two may
-    fetch and decode a block side by side that one would share.
+    before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker; they share
+    the blocks they decode.
     ``object_store_mib``: ceiling for what the chain keeps in Ray's object store.
     """
 

@@ -1,6 +1,6 @@
 """Little is wasted: the rate of a whole run against the bare forward pass over the same windows.
 
-    python tests/benchmarks/end_to_end.py [--side 4096] [--rounds 3]
+    python tests/benchmarks/end_to_end.py [--side 8192] [--rounds 2]
 
 A generated scene is predicted with the default bundle: by the plain loop, by Ray with one worker and with two. The bare
 pass runs the same network on the same windows, batch and number of threads, with the pixels in memory already and the
@@ -67,8 +67,8 @@ def whole_run(scene: Path, out: Path, **cluster: Any) -> tuple[float, float]:
 def main() -> None:
     """Run the rounds and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=4096)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     cores = os.cpu_count() or 1
