@@ -166,3 +166,27 @@ def test_a_lease_that_nobody_wrote_is_taken(body: bytes, tmp_path: Path) -> None
     store.write(lease_uri(str(tmp_path)), body)
     with Lease(str(tmp_path), beat_s=60) as lease:
         assert held(str(tmp_path))["run"] == lease.run_id
+
+
+def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    with (
+        Lease(out, beat_s=0.1),
+        pytest.raises(OutputHeldError, match="is writing to this output"),
+        Lease(out, beat_s=1),
+    ):
+        pass
+    with Lease(out, beat_s=0.1):
+        assert store.exists(f"{out}/_geoseg/lease.json")
+    assert not store.exists(f"{out}/_geoseg/lease.json")
+
+
+def test_a_lease_lost_ends_the_run(tmp_path: Path) -> None:
+    with Lease(str(tmp_path), beat_s=0.05) as lease:
+        store.write(lease.uri, b'{"run": "other", "beat": 1}')
+        deadline = time.monotonic() + 10
+        while not lease._lost and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(OutputHeldError, match="taken this output over"):
+            lease.check()
+    assert json.loads(store.read(lease.uri))["run"] == "other", "another run's lease is not ours to remove"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from kit.oracle import published_mask, seeded_bundle, write_scene
 
 import geoseg
 from geoseg.config import load_job
-from geoseg.errors import ConflictError, OutputHeldError, SceneChangedError, StoreError
+from geoseg.errors import ConflictError, SceneChangedError, StoreError
 from geoseg.predict.bundles import keep_bundle
-from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, prepare_scene
 from geoseg.predict.parts import finished_parts, part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
@@ -193,35 +191,3 @@ def test_the_ledger_tells_of_what_was_lost(work: Work) -> None:
     ledger.abandon([work.ref, SceneRef("never", "/never.tif")])
     assert [(report.id, report.status) for report in ledger.reports] == [("scene", "failed"), ("never", "failed")]
     assert "2 of its windows were lost" in ledger.reports[0].sentence
-
-
-def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
-    out = str(tmp_path)
-    with (
-        Lease(out, beat_s=0.1),
-        pytest.raises(OutputHeldError, match="is writing to this output"),
-        Lease(out, beat_s=1),
-    ):
-        pass
-    with Lease(out, beat_s=0.1):
-        assert store.exists(f"{out}/_geoseg/lease.json")
-    assert not store.exists(f"{out}/_geoseg/lease.json")
-
-
-def test_a_dead_run_s_output_is_taken_over(tmp_path: Path) -> None:
-    uri = f"{tmp_path}/_geoseg/lease.json"
-    for holder in ({"run": "x", "beat": 3, "host": "elsewhere", "pid": 1}, "not json"):
-        store.write(uri, json.dumps(holder).encode() if isinstance(holder, dict) else holder.encode())
-        with Lease(str(tmp_path), beat_s=0.1) as lease:
-            assert json.loads(store.read(uri))["run"] == lease.run_id
-
-
-def test_a_lease_lost_ends_the_run(tmp_path: Path) -> None:
-    with Lease(str(tmp_path), beat_s=0.05) as lease:
-        store.write(lease.uri, b'{"run": "other", "beat": 1}')
-        deadline = time.monotonic() + 10
-        while not lease._lost and time.monotonic() < deadline:
-            time.sleep(0.02)
-        with pytest.raises(OutputHeldError, match="taken this output over"):
-            lease.check()
-    assert json.loads(store.read(lease.uri))["run"] == "other", "another run's lease is not ours to remove"
