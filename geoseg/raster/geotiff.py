@@ -46,7 +46,7 @@ from geoseg.raster.window import Window
 MAX_BLOCK_BYTES = 64 << 20
 MAX_BANDS = 64
 _PAGE = 64 << 10
-_CACHE_BYTES = 64 << 20
+_CACHE_BYTES = 32 << 20
 MAX_CACHE_BYTES = 512 << 20
 _PORTION_BYTES = 32 << 20
 _OLD_JPEG = 6
@@ -197,7 +197,7 @@ _DECODED = _DecodedBlocks(_CACHE_BYTES)
 
 
 def cache_bytes(wanted: int) -> int:
-    """What may be kept of ``wanted`` bytes of decoded blocks, which serve again: 64 to 512 MiB for all of a process."""
+    """What may be kept of ``wanted`` bytes of decoded blocks, which serve again: 32 to 512 MiB for all of a process."""
     return min(max(wanted, _CACHE_BYTES), MAX_CACHE_BYTES)
 
 

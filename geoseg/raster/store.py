@@ -387,11 +387,11 @@ def _readers() -> ThreadPoolExecutor:
 
 
 def in_parallel(function: Callable[[Any], _T], items: Iterable[Any]) -> Iterator[_T]:
-    """``function`` over ``items`` in the store's threads, in order; at most 64 results wait at a time."""
+    """``function`` over ``items`` in the store's threads, in order; at most 32 results wait at a time."""
     waiting: list[Any] = []
     for item in items:
         waiting.append(_readers().submit(function, item))
-        if len(waiting) >= 4 * _CONCURRENCY:
+        if len(waiting) >= 2 * _CONCURRENCY:
             yield waiting.pop(0).result()
     for future in waiting:
         yield future.result()
@@ -466,7 +466,7 @@ def write_stream(uri: str, chunks: Iterable[bytes]) -> None:
     """Put a large object from pieces in flat memory (a multipart upload, or a temporary file renamed at the end)."""
     store, key = _object(uri)
     with _speaking_of(uri, "writing"):
-        obstore.put(store, key, iter(chunks), use_multipart=True, chunk_size=_PART_BYTES, max_concurrency=4)
+        obstore.put(store, key, iter(chunks), use_multipart=True, chunk_size=_PART_BYTES, max_concurrency=2)
 
 
 def delete(uris: Sequence[str]) -> None:
