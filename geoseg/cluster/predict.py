@@ -77,12 +77,7 @@ def window_outcomes(
         fn_constructor_args=(run, cluster.read_threads, workers.threads),
         batch_size=rows_per_task,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            size=workers.num,
-            max_tasks_in_flight_per_actor=at_once,
-            max_concurrent_calls_per_actor=at_once,  # the next block is read while the network is at this one
-            enable_true_multi_threading=True,
-        ),
+        compute=ActorPoolStrategy(size=workers.num, max_tasks_in_flight_per_actor=at_once),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         max_restarts=_RESTARTS,

@@ -10,7 +10,7 @@ import ray
 from geoseg.config import ClusterConfig
 
 _MAX_PUBLISHERS = 8
-_ROWS_ON_CPU, _ROWS_ON_GPU = 2, 32
+_ROWS_ON_CPU, _ROWS_ON_GPU = 4, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

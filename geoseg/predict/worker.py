@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,10 +23,7 @@ from geoseg.raster.cog import encode_window, pack_blocks
 
 
 class Worker:
-    """A worker's state: the network on its device and the open scenes. ``run`` takes tasks and tells how each went.
-
-    Two threads may ``run`` at once: one reads ahead and stores while the other has the device.
-    """
+    """A worker's state: the network on its device and the open scenes. ``run`` takes tasks and tells how each went."""
 
     def __init__(self, run: RunSpec, *, device: str | None = None, read_threads: int = 1) -> None:
         self.run_spec = run
@@ -38,7 +34,6 @@ class Worker:
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._ahead = read_threads + self.batch
-        self._device = threading.Lock()
 
     def run(self, tasks: Iterable[Task], pixels: Iterable[WindowPixels] | None = None) -> Iterator[WindowDone]:
         """Read (unless ``pixels`` come along), predict and store windows; one outcome for each task, in no order.
@@ -93,17 +88,16 @@ class Worker:
         return self._predict(batch[:half]) + self._predict(batch[half:])
 
     def _masks(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, Any, Any, float]]:
+        start = time.perf_counter()
+        logits = self.predictor.core_logits([read.around for _, read in batch if read.around is not None])
         done = []
-        with self._device:
-            start = time.perf_counter()
-            logits = self.predictor.core_logits([read.around for _, read in batch if read.around is not None])
-            for (task, read), logits_chw in zip(batch, logits, strict=True):
-                stitching = task.plan.stitching
-                placed = to_scene_pixels(logits_chw, stitching, stitching.core(task.window), task.window)
-                mask = class_mask(placed, read.valid)
-                chances = class_probabilities(placed, read.valid) if self.run_spec.config.probabilities else None
-                done.append((task, read, mask, chances))
-            seconds = (time.perf_counter() - start) / len(batch)
+        for (task, read), logits_chw in zip(batch, logits, strict=True):
+            stitching = task.plan.stitching
+            placed = to_scene_pixels(logits_chw, stitching, stitching.core(task.window), task.window)
+            mask = class_mask(placed, read.valid)
+            chances = class_probabilities(placed, read.valid) if self.run_spec.config.probabilities else None
+            done.append((task, read, mask, chances))
+        seconds = (time.perf_counter() - start) / len(batch)
         return [(*each, seconds) for each in done]
 
     def _store(
