@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from kit.object_store import ObjectStore, is_installed
@@ -42,3 +43,13 @@ def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
     unique = f"geoseg-{uuid.uuid4().hex[:12]}"
     object_store.make_bucket(unique)
     return unique
+
+
+@pytest.fixture(params=["folder", "memory", pytest.param("bucket", marks=pytest.mark.bucket)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URI of an empty place of each kind: a folder, memory, a bucket."""
+    if request.param == "folder":
+        return str(tmp_path)
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}"
+    return f"s3://{request.getfixturevalue('bucket')}"

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -26,13 +25,9 @@ from geoseg.raster import store
 ELSEWHERE = {"run": "x", "beat": 3, "host": "elsewhere", "pid": 1, "in": "elsewhere"}
 
 
-@pytest.fixture(params=["folder", "memory", pytest.param("bucket", marks=pytest.mark.bucket)])
-def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "folder":
-        return str(tmp_path)
-    if request.param == "memory":
-        return f"memory://{uuid.uuid4().hex}"
-    return f"s3://{request.getfixturevalue('bucket')}"
+@pytest.fixture
+def out(root: str) -> str:
+    return root
 
 
 def lease_uri(out: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
-from pathlib import Path
 
 import boto3
 import pytest
@@ -16,15 +14,6 @@ from geoseg.raster.geotiff import ReadOptions, describe
 from geoseg.raster.scene import list_scenes
 
 TREE = ["a.tif", "b.TIF", "c.tiff", "d.GTiff", "e.cog", "f.jp2", "g.tif.aux.xml", "s/a.tif", "s/t/b.tif", ".x.tif"]
-
-
-@pytest.fixture(params=["folder", "memory", pytest.param("bucket", marks=pytest.mark.bucket)])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "folder":
-        return str(tmp_path)
-    if request.param == "memory":
-        return f"memory://{uuid.uuid4().hex}"
-    return f"s3://{request.getfixturevalue('bucket')}"
 
 
 def fill(root: str, *names: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,6 @@ NAMES = [
     "~{a}|'b\".tif",
 ]
 ODD_KEYS = ["a//b.tif", "./b.tif", "a/../b.tif", "/b.tif", "a\nb.tif"]
-
-
-@pytest.fixture(params=["folder", "memory", pytest.param("bucket", marks=pytest.mark.bucket)])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "folder":
-        return str(tmp_path)
-    if request.param == "memory":
-        return f"memory://{uuid.uuid4().hex}"
-    return f"s3://{request.getfixturevalue('bucket')}"
 
 
 def s3() -> Any:
