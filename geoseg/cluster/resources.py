@@ -30,9 +30,10 @@ class Workers:
 
 
 def plan_workers(cluster: ClusterConfig) -> Workers:
-    """A worker for each GPU, or without GPUs one for each two cores; ``cluster.workers`` overrules.
+    """A worker for each GPU, or without GPUs one for each core; ``cluster.workers`` overrules.
 
-    Device actors never take all CPUs: planning, reading and publishing would wait for ever.
+    With a thread each, no worker waits for a thread that another process holds up, and one reads while another computes;
+    fewer workers take less memory. Device actors never take all CPUs: planning and reading would wait for ever.
     """
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
@@ -43,7 +44,7 @@ def plan_workers(cluster: ClusterConfig) -> Workers:
         gpu_share = min(1.0, gpus / num)
     else:
         cores = (os.cpu_count() or 1) if nodes == 1 else max(1, int(cpus))
-        num, gpu_share, rows = cluster.workers or max(1, cores // 2), 0.0, _ROWS_ON_CPU
+        num, gpu_share, rows = cluster.workers or cores, 0.0, _ROWS_ON_CPU
         per_worker = min(1.0, max(0.1, int(10 * max(cpus - 1, 0.5) / num) / 10))
         threads = max(1, cores // num)
     return Workers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import ray
 from kit import faults
-from kit.oracle import seeded_bundle, write_scene
+from kit.oracle import digests, seeded_bundle, write_scene
 
 import geoseg
 from geoseg.cluster.predict import window_outcomes
@@ -41,12 +40,6 @@ def asked(tmp_path_factory: pytest.TempPathFactory):
     )  # fmt: skip
     yield asked
     ray.shutdown()
-
-
-def digests(out: Path) -> dict[str, str]:
-    """SHA-256 of every published object, by name."""
-    files = [file for file in out.rglob("*") if file.is_file() and "_geoseg" not in file.parts]
-    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
 def predict(scenes: Path, out: Path, bundle: Path, **settings: Any) -> RunReport:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from kit.oracle import published_mask, seeded_bundle, whole_mask, write_scene
+from kit.oracle import digests, published_mask, seeded_bundle, whole_mask, write_scene
 
 import geoseg
 import geoseg.errors
@@ -57,12 +56,6 @@ def private_ray(tmp_path_factory: pytest.TempPathFactory):
     )  # fmt: skip
     yield
     ray.shutdown()
-
-
-def digests(out: Path) -> dict[str, str]:
-    """SHA-256 of every published object, by name."""
-    files = [file for file in out.rglob("*") if file.is_file() and "_geoseg" not in file.parts]
-    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}
 
 
 @pytest.mark.parametrize(("workers", "read"), [(1, "actor"), (2, "actor"), (4, "actor"), (2, "tasks")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,9 @@ def published_mask(path: str) -> npt.NDArray[np.uint8]:
     with rasterio.open(path) as dataset:
         mask: npt.NDArray[np.uint8] = dataset.read(1)
     return mask
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every published object in a folder, by name."""
+    files = [file for file in out.rglob("*") if file.is_file() and "_geoseg" not in file.parts]
+    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kit.oracle import seeded_bundle, write_scene
+from kit.oracle import digests, seeded_bundle, write_scene
 
 import geoseg
 from geoseg.config import load_job
@@ -71,7 +70,7 @@ def calm(scenes: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The objects of a run without trouble."""
     out = tmp_path_factory.mktemp("calm")
     predict(scenes, out, bundle)
-    return objects(out)
+    return digests(out)
 
 
 def predict(scenes: Path, out: Path, bundle: Path, **settings: Any) -> RunReport:
@@ -95,11 +94,6 @@ def make_parts(run: RunSpec, plan: ScenePlan) -> list[Any]:
     done = list(worker.run(Task(plan, window) for window in listed.each))
     worker.close()
     return done
-
-
-def objects(out: Path) -> dict[str, str]:
-    files = [file for file in out.rglob("*") if file.is_file() and "_geoseg" not in file.parts]
-    return {str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, step: str, error: Exception, *, times: int = 10**6) -> None:
@@ -150,7 +144,7 @@ def test_a_surprise_in_one_scene_is_its_own(
     assert type(error).__name__ in bad.sentence
     remedy = {MemoryError: "smaller --window", OSError: "make room", KeyError: "please report it"}[type(error)]
     assert remedy in bad.sentence
-    published = {name: digest for name, digest in objects(tmp_path / "out").items() if not name.startswith("bad")}
+    published = {name: digest for name, digest in digests(tmp_path / "out").items() if not name.startswith("bad")}
     assert published == {name: digest for name, digest in calm.items() if name.startswith("good")}
     assert len(published) == 3
 
@@ -171,7 +165,7 @@ def test_what_a_second_try_may_do_is_tried_again(
     fail(monkeypatch, step, StoreError("the store is away"), times=1)
     report = predict(scenes, tmp_path / "out", bundle)
     assert report.exit_code == 0, report.scenes
-    assert objects(tmp_path / "out") == calm
+    assert digests(tmp_path / "out") == calm
     assert len(report.scenes) == 2
 
 
@@ -192,7 +186,7 @@ def test_a_batch_too_large_for_the_memory_is_halved(
     monkeypatch.setattr(Predictor, "core_logits", core_logits)
     report = predict(tmp_path / "in", tmp_path / "out", bundle, batch=8)
     assert report.exit_code == 0, report.scenes
-    assert objects(tmp_path / "out") == objects(tmp_path / "calm")
+    assert digests(tmp_path / "out") == digests(tmp_path / "calm")
     assert [size for size in sizes if size > 1] == [2], "what did not fit once is not tried again"
 
 
@@ -211,11 +205,11 @@ def test_a_run_that_comes_late_does_not_replace_newer_work(scenes: Path, bundle:
     plan = planned(scenes, late)
     make_parts(late, plan)
     predict(scenes, tmp_path / "out", bundle)
-    before = objects(tmp_path / "out")
+    before = digests(tmp_path / "out")
     make_parts(late, plan)
     with pytest.raises(ConflictError, match="has published or removed this scene in the meantime"):
         publish_scene(late, plan)
-    assert objects(tmp_path / "out") == before
+    assert digests(tmp_path / "out") == before
     assert predict(scenes, tmp_path / "out", bundle, probabilities=True).exit_code == 0, "planned anew it may"
 
 
