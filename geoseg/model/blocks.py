@@ -5,10 +5,11 @@ Legend of axes: b batch, k input channels, c channels, h rows, w columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -30,6 +31,11 @@ class Conv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> None:
         super().__init__(in_channels, out_channels, kernel_size, dilation=2 if kernel_size == 1 else 1, **options)
+        self.pad("same")
+
+    def pad(self, padding: Padding) -> None:
+        """Keep the size of what comes in, or compute no pixel that sees beyond it. An even kernel has nothing to pad."""
+        self.padding = tuple(size // 2 if padding == "same" and size % 2 else 0 for size in self.kernel_size)
 
     def forward(self, features_bchw: Tensor) -> Tensor:
         """See ``nn.Conv2d``."""
@@ -54,69 +60,149 @@ def _never_small(forward: Callable[[Tensor], Tensor], features_bchw: Tensor) -> 
     return forward(features_bchw)
 
 
+class UnevenError(ValueError):
+    """Features cannot be halved, since a side has an odd number of pixels."""
+
+
+def _check_even(features_bchw: Tensor) -> None:
+    if features_bchw.shape[-1] % 2 or features_bchw.shape[-2] % 2:
+        raise UnevenError(f"{tuple(features_bchw.shape[-2:])}")
+
+
+class Pool(nn.MaxPool2d):
+    """Max pooling by 2. Raises UnevenError for a side that is odd."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, features_bchw: Tensor) -> Tensor:
+        """See ``nn.MaxPool2d``."""
+        _check_even(features_bchw)
+        pooled_bchw: Tensor = super().forward(features_bchw)
+        return pooled_bchw
+
+
+class UpsampleNearest(nn.Module):
+    """Each row and column twice."""
+
+    def forward(self, features_bchw: Tensor) -> Tensor:
+        """Features (b, c, 2 h, 2 w)."""
+        raised_bchw: Tensor = F.interpolate(features_bchw, scale_factor=2.0, mode="nearest")
+        return raised_bchw
+
+
+class Subsample(nn.Module):
+    """Every second row and column: those that a 3 x 3 convolution of stride 2 beside it is centred on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first = 0
+
+    def pad(self, padding: Padding) -> None:
+        """See ``Conv2d.pad``."""
+        self._first = 1 if padding == "valid" else 0
+
+    def forward(self, features_bchw: Tensor) -> Tensor:
+        """Features (b, c, h / 2, w / 2), one fewer with valid padding. Raises UnevenError for a side that is odd."""
+        _check_even(features_bchw)
+        rows, cols = (size - self._first for size in features_bchw.shape[-2:])
+        return features_bchw[..., self._first : rows : 2, self._first : cols : 2]
+
+
 class DoubleConv(nn.Sequential):
     """Two 3 x 3 convolutions, each with an optional batch norm and a ReLU (Ronneberger et al. 2015, section 2).
 
-    With ``padding="valid"`` the output is 4 pixels smaller than the input in either direction.
+    With valid padding the output is 4 pixels smaller than the input in either direction.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, padding: Padding) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm) -> None:
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
-            layers.append(
-                Conv2d(
-                    channels,
-                    out_channels,
-                    KERNEL,
-                    padding=KERNEL // 2 if padding == "same" else 0,
-                    bias=norm == "none",
-                )
-            )
+            layers.append(Conv2d(channels, out_channels, KERNEL, bias=norm == "none"))
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
-    @property
-    def reach(self) -> int:
-        """Pixels of context on each side that an output pixel sees, from the kernels of the layers."""
-        return sum(conv.kernel_size[0] // 2 for conv in self if isinstance(conv, nn.Conv2d))
+
+class ResidualUnit(nn.Module):
+    """Pre-activated residual unit: (norm, ReLU, 3 x 3) twice, and the input by 1 x 1 added (Zhang et al. 2018, fig. 2).
+
+    ``stride`` 2 halves the features in the first convolution; ``first`` leaves out the norm and ReLU before it, since
+    what comes in is the image.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm: Norm, stride: int = 1, first: bool = False
+    ) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            *([] if first else _activation(in_channels, norm)),
+            Conv2d(in_channels, out_channels, KERNEL, stride=stride, bias=norm == "none"),
+            *_activation(out_channels, norm),
+            Conv2d(out_channels, out_channels, KERNEL),
+        )
+        self.shortcut = nn.Sequential(
+            Subsample() if stride == 2 else nn.Identity(),
+            Conv2d(in_channels, out_channels, 1, bias=norm == "none"),
+            *([nn.BatchNorm2d(out_channels)] if norm == "batch" else []),
+        )
+
+    def forward(self, features_bchw: Tensor) -> Tensor:
+        """Features (b, ``out_channels``, h / ``stride``, w / ``stride``)."""
+        return added(self.convs(features_bchw), self.shortcut(features_bchw))
 
 
-def center_crop(features_bchw: Tensor, like_bchw: Tensor) -> Tensor:
-    """The centre of ``features_bchw``, as many rows and columns as ``like_bchw`` has (the paper's "copy and crop")."""
-    rows = features_bchw.shape[-2] - like_bchw.shape[-2]
-    cols = features_bchw.shape[-1] - like_bchw.shape[-1]
-    if rows == 0 and cols == 0:
-        return features_bchw
-    return features_bchw[..., rows // 2 : rows // 2 + like_bchw.shape[-2], cols // 2 : cols // 2 + like_bchw.shape[-1]]
+def _activation(channels: int, norm: Norm) -> list[nn.Module]:
+    # Not in place: the shortcut takes the same features.
+    return [*([nn.BatchNorm2d(channels)] if norm == "batch" else []), nn.ReLU()]
 
 
 class UpBlock(nn.Module):
     """Up-convolution by 2, the skip copied (and cropped if need be) beside it, then a double convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm, padding: Padding) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, norm: Norm) -> None:
         super().__init__()
         self.up = UpConv2d(in_channels, out_channels)
-        self.convs = DoubleConv(2 * out_channels, out_channels, norm=norm, padding=padding)
+        self.convs = DoubleConv(2 * out_channels, out_channels, norm=norm)
 
     def forward(self, deep_bchw: Tensor, skip_bchw: Tensor) -> Tensor:
         """Features at twice the resolution of ``deep_bchw``, joined with ``skip_bchw``."""
-        raised_bchw = self.up(deep_bchw)
-        out: Tensor = self.convs(torch.cat([center_crop(skip_bchw, raised_bchw), raised_bchw], dim=1))
+        out: Tensor = self.convs(concat(skip_bchw, self.up(deep_bchw)))
         return out
 
 
-def folded(convs: DoubleConv) -> DoubleConv:
-    """The same function with each batch norm folded into the convolution before it; for evaluation only."""
-    layers: list[nn.Module] = []
-    for layer in convs:
-        if isinstance(layer, nn.BatchNorm2d):
-            conv = layers.pop()
-            assert isinstance(conv, nn.Conv2d)
-            layers.append(fuse_conv_bn_eval(conv, layer))
-        else:
-            layers.append(layer)
-    plain = DoubleConv.__new__(DoubleConv)
-    nn.Sequential.__init__(plain, *layers)
-    return plain
+def concat(*features_bchw: Tensor) -> Tensor:
+    """Features beside each other, each cropped to the centre that all have (the paper's "copy and crop")."""
+    return torch.cat(_cropped(features_bchw), dim=1)
+
+
+def added(first_bchw: Tensor, second_bchw: Tensor) -> Tensor:
+    """The sum on the centre that both have."""
+    first_bchw, second_bchw = _cropped((first_bchw, second_bchw))
+    return first_bchw + second_bchw
+
+
+def _cropped(features_bchw: Sequence[Tensor]) -> list[Tensor]:
+    rows, cols = (min(one.shape[axis] for one in features_bchw) for axis in (-2, -1))
+    cropped = []
+    for one in features_bchw:
+        top, left = (one.shape[-2] - rows) // 2, (one.shape[-1] - cols) // 2
+        cropped.append(one[..., top : top + rows, left : left + cols])
+    return cropped
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Fold each batch norm that follows a convolution into it, in place; for evaluation only."""
+    for module in list(network.modules()):
+        if not isinstance(module, nn.Sequential):
+            continue
+        layers: list[nn.Module] = []
+        for layer in module:
+            if isinstance(layer, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
+                layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+            else:
+                layers.append(layer)
+        if len(layers) < len(module):
+            del module[:]
+            module.extend(layers)

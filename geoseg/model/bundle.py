@@ -11,7 +11,8 @@ from safetensors.torch import load, save
 
 from geoseg.errors import BundleError
 from geoseg.model.description import BundleDescription, Frozen
-from geoseg.model.unet import UNet
+from geoseg.model.network import Network
+from geoseg.model.variants import build
 
 WEIGHTS_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
@@ -34,12 +35,12 @@ class Bundle(Frozen):
         """The bytes of ``model.json``."""
         return (json.dumps(self.description.model_dump(mode="json"), indent=2) + "\n").encode()
 
-    def network(self) -> UNet:
+    def network(self) -> Network:
         """The network with its weights, in evaluation mode, padding ``same``, on the CPU.
 
         Raises BundleError when the weights do not fit the description.
         """
-        network = _empty_network(self.description)
+        network = build(self.description.variant, len(self.description.bands), len(self.description.classes))
         try:
             state = load(self.weights)
         except SafetensorError as error:
@@ -59,7 +60,7 @@ class Bundle(Frozen):
         return network.eval()
 
     @classmethod
-    def from_network(cls, network: UNet, description: BundleDescription) -> Bundle:
+    def from_network(cls, network: Network, description: BundleDescription) -> Bundle:
         """A bundle of ``network``'s weights."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         return cls(description=description, weights=save(state))
@@ -78,14 +79,3 @@ class Bundle(Frozen):
         bundle = cls(description=description, weights=weights)
         bundle.network()
         return bundle
-
-
-def _empty_network(description: BundleDescription) -> UNet:
-    variant = description.variant
-    return UNet(
-        len(description.bands),
-        len(description.classes),
-        depth=variant.depth,
-        width=variant.width,
-        norm=variant.norm,
-    )

@@ -14,7 +14,8 @@ from rasterio.crs import CRS
 
 from geoseg.model.bundle import Bundle
 from geoseg.model.description import BundleDescription, ClassName, UNetVariant
-from geoseg.model.unet import UNet
+from geoseg.model.network import Network
+from geoseg.model.variants import build
 from geoseg.predict.bundles import save_bundle
 
 UTM = CRS.from_epsg(25832)
@@ -30,6 +31,7 @@ def seeded_bundle(
     folder: Path,
     *,
     seed: int = 0,
+    name: Any = "unet",
     depth: int = 2,
     width: int = 4,
     bands: tuple[str, ...] = ("red", "green", "blue"),
@@ -38,7 +40,8 @@ def seeded_bundle(
 ) -> Path:
     """Save an untrained network whose logits vary with the image; the folder is its URI."""
     torch.manual_seed(seed)
-    network = UNet(len(bands), len(CLASSES), depth=depth, width=width, norm="batch")
+    variant = UNetVariant(name=name, depth=depth, width=width, norm="batch")
+    network = build(variant, len(bands), len(CLASSES))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -46,7 +49,7 @@ def seeded_bundle(
     _balance(network.eval(), len(bands))
     description = BundleDescription(
         name=f"seed-{seed}",
-        variant=UNetVariant(depth=depth, width=width, norm="batch"),
+        variant=variant,
         bands=bands,
         dtype=dtype,
         resolution_m=resolution_m,
@@ -59,13 +62,15 @@ def seeded_bundle(
     return folder
 
 
-def _balance(network: UNet, num_bands: int) -> None:
+def _balance(network: Network, num_bands: int) -> None:
     """Shift and stretch the logits so that each class wins somewhere."""
     image = torch.randn(1, num_bands, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    heads = getattr(network, "heads", None) or [network.head]  # logits are the mean of the heads'
     with torch.no_grad():
         logits = network(image).transpose(0, 1).flatten(1)
-        network.head.weight.div_(logits.std(1)[:, None, None, None])
-        network.head.bias.copy_((network.head.bias - logits.mean(1)) / logits.std(1))
+        for head in heads:
+            head.weight.div_(logits.std(1)[:, None, None, None])
+            head.bias.copy_((head.bias - logits.mean(1)) / logits.std(1))
 
 
 def write_scene(path: Path, pixels: npt.NDArray[Any], **profile: Any) -> Path:

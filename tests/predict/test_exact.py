@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from kit.oracle import mirrored_whole, published_mask, seeded_bundle, whole_logits, whole_mask, write_scene
 
 import geoseg
-from geoseg.model.unet import UNet
+from geoseg.model.description import UNetVariant
+from geoseg.model.variants import VARIANTS, build
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.stitch import Stitching
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
@@ -40,45 +42,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return seeded_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_margin_is_how_far_a_pixel_is_felt(depth: int) -> None:
-    """Perturb the input: exactly the outputs within ``margin`` of an aligned core may move, and its edge does."""
-    torch.manual_seed(depth)
-    network = UNet(1, 2, depth=depth, width=2).eval().double()
-    for weights in network.parameters():
-        weights.data.uniform_(0.1, 1)  # all positive: no ReLU closes, nothing cancels
-    stride, margin = network.stride, network.margin
-    core = 2 * stride
-    side = core + 2 * network.halo
-    image = torch.rand(1, 1, side, side, dtype=torch.float64, requires_grad=True)
-    start = network.halo
-    felt = torch.zeros(side, dtype=torch.float64)
-    for _ in range(4):  # max pooling passes one of four pixels: several images find every one that may matter
-        image.data.uniform_()
-        logits = network(image)[..., start : start + core, start : start + core]
-        felt += torch.autograd.grad(logits.square().sum(), image)[0].abs().sum((0, 1, 2))
-    reached = felt.nonzero().ravel()
-    assert start - int(reached.min()) <= margin
-    assert int(reached.max()) - (start + core - 1) <= margin
-    assert start - int(reached.min()) > margin - stride, "a margin one stride smaller would be wrong"
-
-
-@pytest.mark.parametrize(("depth", "margin"), [(1, 8), (2, 22), (3, 46), (4, 94)])
-def test_margin_of_known_depths(depth: int, margin: int) -> None:
-    assert UNet(1, 2, depth=depth, width=1).margin == margin
-
-
-def test_valid_padding_gives_the_logits_of_same_padding() -> None:
-    torch.manual_seed(0)
-    network = UNet(3, 3, depth=3, width=4, norm="batch").eval()
-    side = 8 * network.stride + 2 * network.margin
-    image = torch.randn(2, 3, side, side)
-    with torch.inference_mode():
-        same = network.core_logits(image)
-        with network.padded("valid"):
-            valid = network.core_logits(image)
-    assert same.shape[-1] == 8 * network.stride
-    assert torch.equal(same, valid)
+@pytest.fixture(scope="module", params=VARIANTS)
+def any_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of each variant."""
+    return seeded_bundle(tmp_path_factory.mktemp("bundle"), name=request.param)
 
 
 @pytest.fixture
@@ -89,12 +56,13 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(("depth", "width"), [(1, 2), (2, 4), (3, 16), (4, 8)])
 def test_not_a_bit_of_a_logit_depends_on_size_batch_or_threads(
-    depth: int, width: int, threads: Callable[[int], None]
+    depth: int, width: int, name: Any, threads: Callable[[int], None]
 ) -> None:
     torch.manual_seed(depth)
-    network = UNet(3, 3, depth=depth, width=width, norm="batch").eval().folded()
+    network = build(UNetVariant(name=name, depth=depth, width=width, norm="batch"), 3, 3).eval().folded()
     network.to(memory_format=torch.channels_last)
     network.padding = "valid"
     margin = 2 * network.margin
@@ -114,14 +82,14 @@ def test_not_a_bit_of_a_logit_depends_on_size_batch_or_threads(
 
 
 def test_not_a_byte_of_a_probability_depends_on_the_cut(
-    bundle: Path, tmp_path: Path, threads: Callable[[int], None]
+    any_bundle: Path, tmp_path: Path, threads: Callable[[int], None]
 ) -> None:
     made = synthetic_image(1030, 1541, seed=4)
     scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
     published = set()
     for window, num_threads in itertools.product((512, 1024, 2048), (1, 2)):
         threads(num_threads)
-        mask = predict_one(scene, tmp_path / f"{window}-{num_threads}", bundle, window=window, probabilities=True)
+        mask = predict_one(scene, tmp_path / f"{window}-{num_threads}", any_bundle, window=window, probabilities=True)
         (chances,) = mask.parent.glob("probabilities-*.tif")
         published.add((mask.name, chances.name))
     assert len(published) == 1, "the names are digests of the bytes"
@@ -130,20 +98,20 @@ def test_not_a_byte_of_a_probability_depends_on_the_cut(
 @pytest.mark.parametrize("shape", [(1500, 2300), (1024, 1024), (513, 700)], ids=["ragged", "aligned", "just over"])
 @pytest.mark.parametrize("window", [512, 1024, 2048])
 def test_mask_equals_the_whole_scene_run_once(
-    shape: tuple[int, int], window: int, bundle: Path, tmp_path: Path
+    shape: tuple[int, int], window: int, any_bundle: Path, tmp_path: Path
 ) -> None:
     made = synthetic_image(*shape, seed=3)
     scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
-    mask = published_mask(str(predict_one(scene, tmp_path / "out", bundle, window=window)))
-    truth = whole_mask(load_bundle(str(bundle)), scene)
+    mask = published_mask(str(predict_one(scene, tmp_path / "out", any_bundle, window=window)))
+    truth = whole_mask(load_bundle(str(any_bundle)), scene)
     assert len(np.unique(truth)) == 4, "the network must tell classes apart for this test to mean anything"
     np.testing.assert_array_equal(mask, truth)
 
 
-def test_a_halo_one_stride_smaller_is_not_enough(bundle: Path, tmp_path: Path) -> None:
+def test_a_halo_one_stride_smaller_is_not_enough(any_bundle: Path, tmp_path: Path) -> None:
     """The same comparison fails with less context, so it is sharp."""
     made = synthetic_image(1024, 1024, seed=3)
-    loaded = load_bundle(str(bundle))
+    loaded = load_bundle(str(any_bundle))
     network = loaded.network().folded()
     whole = whole_logits(loaded, made.pixels_bhw, made.valid_hw)
     start, end = 512, 768

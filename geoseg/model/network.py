@@ -1,0 +1,111 @@
+"""What all networks of the family have in common: an image with its margin in, the logits of the core out.
+
+Legend of axes: b batch, k input channels, c channels, h rows, w columns.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geoseg.model.blocks import Conv2d, Padding, Subsample, UnevenError, fold_norms
+from geoseg.model.reach import Reach, derive_reach
+
+
+class Network(nn.Module):
+    """A fully convolutional network whose logits at a pixel depend on a fixed number of pixels around it.
+
+    The padding is no part of the weights: with ``same`` the network trains on any chip whose sides are multiples of
+    ``stride``; with ``valid`` the same weights crop and copy as in the U-Net's paper and compute no border that is
+    thrown away.
+    """
+
+    _padding: Padding = "same"
+
+    @abstractmethod
+    def logits(self, image_bkhw: Tensor) -> Tensor:
+        """The layers: logits (b, class, row, col) of an image whose sides suit them."""
+
+    @cached_property
+    def reach(self) -> Reach:
+        """Stride, margin and shrinkage, derived from the layers."""
+        return derive_reach(self)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per step of the deepest level: windows must begin and end on multiples of it."""
+        return self.reach.stride
+
+    @property
+    def margin(self) -> int:
+        """Pixels of context on every side of a core aligned to ``stride``."""
+        return self.reach.margin
+
+    @property
+    def halo(self) -> int:
+        """``margin`` rounded up to ``stride``."""
+        return -(-self.margin // self.stride) * self.stride
+
+    @property
+    def padding(self) -> Padding:
+        """``same`` or ``valid``."""
+        return self._padding
+
+    @padding.setter
+    def padding(self, padding: Padding) -> None:
+        for module in self.modules():
+            if isinstance(module, (Conv2d, Subsample)):
+                module.pad(padding)
+        self._padding = padding
+
+    @contextmanager
+    def padded(self, padding: Padding) -> Iterator[None]:
+        """Within the block the network runs with ``padding``; the weights stay as they are."""
+        before, self.padding = self._padding, padding
+        try:
+            yield
+        finally:
+            self.padding = before
+
+    def folded(self) -> Network:
+        """A copy for prediction with batch norms folded into the convolutions before them: fewer passes over memory."""
+        network = copy.deepcopy(self).eval()
+        fold_norms(network)
+        return network
+
+    def forward(self, image_bkhw: Tensor) -> Tensor:
+        """Logits (b, class, row, col) in the dtype of the input.
+
+        Raises ValueError when a side of the input would leave an odd number of pixels before a pooling.
+        """
+        try:
+            return self.logits(image_bkhw)
+        except UnevenError as error:
+            raise ValueError(
+                f"an input of {tuple(image_bkhw.shape[-2:])} leaves {error} before a pooling with "
+                f"padding={self._padding!r}; each side there must be even"
+            ) from error
+
+    def core_logits(self, image_bkhw: Tensor) -> Tensor:
+        """Logits of the core: the input without ``margin`` pixels on each side.
+
+        The core's sides must be multiples of ``stride``, and the core must lie on a multiple of ``stride`` of the grid
+        in hand for windows to agree with each other. The result is the same with either padding.
+        """
+        if self._padding == "valid":
+            spare = self.margin - self.reach.shrinkage
+            logits_bchw = self(image_bkhw)
+        else:
+            spare = self.halo
+            rim = self.halo - self.margin
+            logits_bchw = self(F.pad(image_bkhw, (rim, rim, rim, rim)))
+        core_bchw: Tensor = logits_bchw[
+            ..., spare : logits_bchw.shape[-2] - spare, spare : logits_bchw.shape[-1] - spare
+        ]
+        return core_bchw

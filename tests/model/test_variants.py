@@ -1,0 +1,145 @@
+"""What every network of the family keeps to; what is special about one stands at the end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from geoseg.errors import ConfigError
+from geoseg.model.blocks import ResidualUnit
+from geoseg.model.description import UNetVariant
+from geoseg.model.network import Network
+from geoseg.model.reach import derive_reach
+from geoseg.model.resunet import ResUNet
+from geoseg.model.unet import UNet
+from geoseg.model.unet_plus_plus import UNetPlusPlus
+from geoseg.model.variants import VARIANTS, build
+
+
+def num_parameters(network: Network) -> int:
+    return sum(weights.numel() for weights in network.parameters())
+
+
+def seeded(name: str, depth: int, norm: str, *, width: int = 3) -> Network:
+    """An untrained network in evaluation mode whose norms have seen something."""
+    torch.manual_seed(depth)
+    network = build(UNetVariant(name=name, depth=depth, width=width, norm=norm), 2, 3)
+    for _ in range(2):
+        network(torch.randn(2, 2, 4 * 2**depth, 4 * 2**depth) * 2 + 1)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+class TestEveryVariant:
+    def test_both_paddings_give_the_core_the_same_logits(self, name: str, norm: str, depth: int) -> None:
+        network = seeded(name, depth, norm).double()
+        side = 3 * network.stride + 2 * network.margin
+        image = torch.randn(1, 2, side, side + network.stride, dtype=torch.double)
+        with torch.inference_mode():
+            same = network.core_logits(image)
+            with network.padded("valid"):
+                valid = network.core_logits(image)
+        assert same.shape == (1, 3, 3 * network.stride, 4 * network.stride)
+        torch.testing.assert_close(valid, same, rtol=0, atol=1e-12)
+
+    def test_the_margin_is_enough_and_one_stride_less_is_not(self, name: str, norm: str, depth: int) -> None:
+        """Pixels beyond the margin move no logit of the core; some pixel less than a stride inside it does."""
+        network = seeded(name, depth, norm).double()
+        stride, margin = network.stride, network.margin
+        around = -(-margin // stride) * stride + 2 * stride
+        side = stride + 2 * around
+        image = torch.randn(1, 2, side, side, dtype=torch.double, requires_grad=True)
+        core = network(image)[..., around : around + stride, around : around + stride]
+        moved = torch.zeros(side, side, dtype=torch.bool)
+        for _ in range(4):  # an image may leave a path of ReLUs dark; not four of them
+            (slopes,) = torch.autograd.grad((core * torch.randn_like(core)).sum(), image, retain_graph=True)
+            moved |= (slopes[0] != 0).any(0)
+            image = torch.randn_like(image, requires_grad=True)
+            core = network(image)[..., around : around + stride, around : around + stride]
+        rows = moved.any(1).nonzero()[:, 0]
+        cols = moved.any(0).nonzero()[:, 0]
+        first, last = int(min(rows.min(), cols.min())), int(max(rows.max(), cols.max()))
+        assert around - margin <= first < around - margin + stride
+        assert last < around + stride + margin
+
+    def test_folding_batch_norm_keeps_the_function(self, name: str, norm: str, depth: int) -> None:
+        network = seeded(name, depth, norm)
+        image = torch.randn(1, 2, 8 * network.stride, 6 * network.stride)
+        folded = network.folded()
+        norms = [sum(isinstance(one, torch.nn.BatchNorm2d) for one in each.modules()) for each in (network, folded)]
+        assert norms[1] < norms[0] or norm == "none"
+        with torch.inference_mode():
+            torch.testing.assert_close(folded(image), network(image), rtol=1e-4, atol=1e-4)
+        assert folded.reach == derive_reach(folded) == network.reach
+
+    def test_a_side_that_halves_unevenly_is_refused(self, name: str, norm: str, depth: int) -> None:
+        network = seeded(name, depth, norm)
+        with pytest.raises(ValueError, match="must be even"):
+            network(torch.zeros(1, 2, 2**depth - 1, 2**depth * 8))
+
+
+def test_the_paper_s_unet() -> None:
+    """572 x 572 in, 388 x 388 out (Ronneberger et al. 2015, figure 1); 31.0 M parameters follow from its channels."""
+    network = UNet(1, 2, depth=4, width=64, norm="none", padding="valid")
+    assert num_parameters(network) == 31_030_658
+    assert (network.stride, network.margin, network.halo, network.reach.shrinkage) == (16, 94, 96, 92)
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+
+
+def test_the_paper_s_unet_plus_plus() -> None:
+    """9.04 M parameters (Zhou et al. 2018, table 3)."""
+    assert round(num_parameters(UNetPlusPlus(3, 2)) / 1e6, 2) == 9.04
+
+
+def test_a_pruned_unet_plus_plus_gives_the_logits_of_its_depth() -> None:
+    network = seeded("unet++", 3, "batch")
+    assert isinstance(network, UNetPlusPlus)
+    image = torch.randn(1, 2, 64, 64)
+    with torch.inference_mode():
+        each = network.all_logits(image)
+        torch.testing.assert_close(network(image), sum(each) / 3)
+        for depth in (1, 2, 3):
+            pruned = network.pruned(depth)
+            assert torch.equal(pruned(image), each[depth - 1])
+            assert pruned.stride == 2**depth
+    assert num_parameters(network.pruned(1)) < num_parameters(network.pruned(2)) < num_parameters(network)
+    with pytest.raises(ConfigError, match="pruned to 1 to 3"):
+        network.pruned(4)
+
+
+def test_the_paper_s_resunet() -> None:
+    """7.8 M parameters (Zhang et al. 2018, section III.D), which leaves out the 1 x 1 convolutions of the shortcuts."""
+    network = ResUNet(3, 2)
+    shortcuts = [module.shortcut for module in network.modules() if isinstance(module, ResidualUnit)]
+    projections = sum(weights.numel() for shortcut in shortcuts for weights in shortcut.parameters())
+    assert num_parameters(network) == 8_221_058
+    assert round((num_parameters(network) - projections) / 1e6, 1) == 7.8
+
+
+@pytest.mark.parametrize(("depth", "margin"), [(1, 8), (2, 22), (3, 46), (4, 94)])
+def test_margins_of_the_unet(depth: int, margin: int) -> None:
+    assert UNet(1, 2, depth=depth, width=1).margin == margin
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 0}, {"width": 0}])
+def test_a_network_without_levels_or_channels_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="a U-Net needs"):
+        UNet(1, 2, **wrong)
+
+
+def test_padding_can_be_changed_for_a_while() -> None:
+    network = UNet(1, 2, depth=1, width=1)
+    with network.padded("valid"):
+        assert network.padding == "valid"
+        assert network(torch.zeros(1, 1, 20, 20)).shape[-1] == 20 - 2 * network.reach.shrinkage
+    assert network(torch.zeros(1, 1, 20, 20)).shape[-1] == 20
+
+
+def test_a_norm_over_the_window_has_no_margin() -> None:
+    network = UNet(2, 3, depth=1, width=2)
+    network.down[0].append(torch.nn.GroupNorm(1, 2))
+    with pytest.raises(ConfigError, match=r"GroupNorm.*no margin is exact"):
+        derive_reach(network)
