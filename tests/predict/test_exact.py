@@ -82,14 +82,14 @@ def test_not_a_bit_of_a_logit_depends_on_size_batch_or_threads(
 
 
 def test_not_a_byte_of_a_probability_depends_on_the_cut(
-    any_bundle: Path, tmp_path: Path, threads: Callable[[int], None]
+    bundle: Path, tmp_path: Path, threads: Callable[[int], None]
 ) -> None:
     made = synthetic_image(1030, 1541, seed=4)
     scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
     published = set()
     for window, num_threads in itertools.product((512, 1024, 2048), (1, 2)):
         threads(num_threads)
-        mask = predict_one(scene, tmp_path / f"{window}-{num_threads}", any_bundle, window=window, probabilities=True)
+        mask = predict_one(scene, tmp_path / f"{window}-{num_threads}", bundle, window=window, probabilities=True)
         (chances,) = mask.parent.glob("probabilities-*.tif")
         published.add((mask.name, chances.name))
     assert len(published) == 1, "the names are digests of the bytes"
@@ -98,14 +98,24 @@ def test_not_a_byte_of_a_probability_depends_on_the_cut(
 @pytest.mark.parametrize("shape", [(1500, 2300), (1024, 1024), (513, 700)], ids=["ragged", "aligned", "just over"])
 @pytest.mark.parametrize("window", [512, 1024, 2048])
 def test_mask_equals_the_whole_scene_run_once(
-    shape: tuple[int, int], window: int, any_bundle: Path, tmp_path: Path
+    shape: tuple[int, int], window: int, bundle: Path, tmp_path: Path
 ) -> None:
     made = synthetic_image(*shape, seed=3)
     scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
-    mask = published_mask(str(predict_one(scene, tmp_path / "out", any_bundle, window=window)))
-    truth = whole_mask(load_bundle(str(any_bundle)), scene)
+    mask = published_mask(str(predict_one(scene, tmp_path / "out", bundle, window=window)))
+    truth = whole_mask(load_bundle(str(bundle)), scene)
     assert len(np.unique(truth)) == 4, "the network must tell classes apart for this test to mean anything"
     np.testing.assert_array_equal(mask, truth)
+
+
+def test_every_variant_s_mask_equals_the_whole_scene_run_once(any_bundle: Path, tmp_path: Path) -> None:
+    made = synthetic_image(700, 1100, seed=3)
+    scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
+    truth = whole_mask(load_bundle(str(any_bundle)), scene)
+    assert len(np.unique(truth)) == 4, "the network must tell classes apart for this test to mean anything"
+    for window in (512, 1024):
+        mask = predict_one(scene, tmp_path / str(window), any_bundle, window=window)
+        np.testing.assert_array_equal(published_mask(str(mask)), truth)
 
 
 def test_a_halo_one_stride_smaller_is_not_enough(any_bundle: Path, tmp_path: Path) -> None:
