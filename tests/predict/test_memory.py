@@ -13,14 +13,14 @@ MIB = 2**20
 PROGRAM = """
 import sys
 import numpy as np
-from geoseg.predict.memory import give_back_at_once
+from geoseg.predict.memory import keep_little_free
 
 def resident():
     pages = open("/proc/self/statm").read().split()[1]
     return int(pages) * 4096
 
 if "keep" in sys.argv:
-    assert give_back_at_once()
+    assert keep_little_free()
 np.ones(31 << 20, np.uint8)  # freed: from now on malloc takes arrays up to this size from its heap
 before = resident()
 many = [np.ones(2900 << 10, np.uint8) for _ in range(20)]
@@ -45,7 +45,7 @@ def test_freed_arrays_go_back_to_the_system() -> None:
 
 @glibc
 def test_the_users_own_thresholds_stay() -> None:
-    program = "from geoseg.predict.memory import give_back_at_once; print(give_back_at_once())"
+    program = "from geoseg.predict.memory import keep_little_free; print(keep_little_free())"
     environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "1000000"}
     out = subprocess.run(
         [sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True, env=environment
