@@ -44,7 +44,7 @@ def plan_workers(cluster: ClusterConfig) -> Workers:
         gpu_share = min(1.0, gpus / num)
     else:
         cores = (os.cpu_count() or 1) if nodes == 1 else max(1, int(cpus))
-        num, gpu_share, rows = cluster.workers or cores, 0.0, _ROWS_ON_CPU
+        num, gpu_share, rows = cluster.workers or max(1, min(cores, int(cpus))), 0.0, _ROWS_ON_CPU
         per_worker = min(1.0, max(0.1, int(10 * max(cpus - 1, 0.5) / num) / 10))
         threads = max(1, cores // num)
     return Workers(

@@ -34,8 +34,8 @@ class Conv2d(nn.Conv2d):
         self.pad("same")
 
     def pad(self, padding: Padding) -> None:
-        """Keep the size of what comes in, or compute no pixel that sees beyond it. An even kernel has nothing to pad."""
-        self.padding = tuple(size // 2 if padding == "same" and size % 2 else 0 for size in self.kernel_size)
+        """Keep the size of what comes in, or compute no pixel that sees beyond it."""
+        self.padding = tuple(size // 2 if padding == "same" else 0 for size in self.kernel_size)
 
     def forward(self, features_bchw: Tensor) -> Tensor:
         """See ``nn.Conv2d``."""
@@ -123,6 +123,13 @@ class DoubleConv(nn.Sequential):
                 layers.append(nn.BatchNorm2d(out_channels))
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
+
+
+def contracting_path(in_channels: int, widths: Sequence[int], *, norm: Norm) -> nn.ModuleList:
+    """A double convolution for each level, from the image down."""
+    return nn.ModuleList(
+        DoubleConv(before, after, norm=norm) for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
+    )
 
 
 class ResidualUnit(nn.Module):

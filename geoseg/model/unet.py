@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from geoseg.errors import ConfigError
-from geoseg.model.blocks import Conv2d, DoubleConv, Norm, Padding, Pool, UpBlock
+from geoseg.model.blocks import Conv2d, Norm, Padding, Pool, UpBlock, contracting_path
 from geoseg.model.network import Network
 
 
@@ -32,10 +32,7 @@ class UNet(Network):
     ) -> None:
         super().__init__()
         widths = level_widths(in_channels, num_classes, depth, width)
-        self.down = nn.ModuleList(
-            DoubleConv(before, after, norm=norm)
-            for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
-        )
+        self.down = contracting_path(in_channels, widths, norm=norm)
         self.pool = Pool()
         self.up = nn.ModuleList(UpBlock(2 * after, after, norm=norm) for after in reversed(widths[:-1]))
         self.head = Conv2d(width, num_classes, 1)

@@ -11,7 +11,7 @@ import copy
 from torch import Tensor, nn
 
 from geoseg.errors import ConfigError
-from geoseg.model.blocks import Conv2d, DoubleConv, Norm, Padding, Pool, UpConv2d, added, concat
+from geoseg.model.blocks import Conv2d, DoubleConv, Norm, Padding, Pool, UpConv2d, added, concat, contracting_path
 from geoseg.model.network import Network
 from geoseg.model.unet import level_widths
 
@@ -35,10 +35,7 @@ class UNetPlusPlus(Network):
     ) -> None:
         super().__init__()
         widths = level_widths(in_channels, num_classes, depth, width)
-        self.down = nn.ModuleList(
-            DoubleConv(before, after, norm=norm)
-            for before, after in zip([in_channels, *widths[:-1]], widths, strict=True)
-        )
+        self.down = contracting_path(in_channels, widths, norm=norm)
         self.pool = Pool()
         self.up = nn.ModuleList(
             nn.ModuleList(UpConv2d(widths[level + 1], widths[level]) for level in range(depth - step))
