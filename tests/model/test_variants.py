@@ -90,7 +90,7 @@ def test_the_paper_s_unet() -> None:
 
 
 def test_the_paper_s_unet_plus_plus() -> None:
-    """9.04 M parameters (Zhou et al. 2018, table 3)."""
+    """9.04 M parameters (Zhou et al. 2018)."""
     assert round(num_parameters(UNetPlusPlus(3, 2)) / 1e6, 2) == 9.04
 
 
@@ -111,7 +111,7 @@ def test_a_pruned_unet_plus_plus_gives_the_logits_of_its_depth() -> None:
 
 
 def test_the_paper_s_resunet() -> None:
-    """7.8 M parameters (Zhang et al. 2018, section III.D), which leaves out the 1 x 1 convolutions of the shortcuts."""
+    """7.8 M parameters (Zhang et al. 2018), which leaves out the 1 x 1 convolutions of the shortcuts."""
     network = ResUNet(3, 2)
     shortcuts = [module.shortcut for module in network.modules() if isinstance(module, ResidualUnit)]
     projections = sum(weights.numel() for shortcut in shortcuts for weights in shortcut.parameters())
