@@ -21,6 +21,7 @@ from geoseg.predict.failure import Failure
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
+from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
@@ -91,6 +92,7 @@ def predict_from_settings(scenes: str | Sequence[str], out: str, **settings: Any
 
 def make_run_spec(job: Job) -> RunSpec:
     """What the scenes of a job share. Raises BundleError, ConfigError."""
+    set_memory_up()
     bundle = load_bundle(job.bundle)
     network = bundle.network()
     chosen = job.predict.bands

@@ -45,8 +45,10 @@ class PredictWindows:
     def __init__(self, run: RunSpec, read_threads: int, threads: int) -> None:
         import torch
 
+        from geoseg.predict.memory import set_memory_up
         from geoseg.predict.worker import Worker
 
+        set_memory_up()
         torch.set_num_threads(threads)
         self._worker = Worker(run, read_threads=read_threads)
         self._ready_at = time.time()

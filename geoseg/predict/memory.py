@@ -1,4 +1,4 @@
-"""A worker's memory stays flat: what is freed between windows goes back to the system."""
+"""A worker's memory stays flat, and fresh pages come cheap."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import os
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_FREE = 4 << 20
-_LARGEST_ON_HEAP = 32 << 20
+_LARGEST_ON_HEAP = 4 << 20
 _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
-def keep_little_free() -> bool:
-    """Let glibc's malloc keep at most 4 MiB free at the end of each thread's heap, for all of this process.
+def set_memory_up() -> bool:
+    """Give what is freed between windows back to the system, and take tensors in huge pages; for all of this process.
 
-    Left alone, it raises that to twice the largest array below 32 MiB that was ever freed, and peaks creep up with the
-    number of windows. Arrays up to 32 MiB stay on the heap, since fresh pages cost: mapping those from 2 MiB on by
-    themselves keeps memory flatter still, but made a run 20 % slower. Whether it was done: not with another C library,
-    nor where the environment sets these thresholds itself.
+    glibc's malloc keeps at most 4 MiB free at the end of each thread's heap and takes larger arrays from the system one
+    by one. Left alone, it raises both limits up to the largest array below 32 MiB that was ever freed, and peaks creep
+    up with the number of windows. Pages fresh from the system cost a fault each, so torch is told to ask for pages of
+    2 MiB; it listens when this comes before its first tensor.
+
+    Whether it was done: not with another C library, nor where the environment sets these thresholds itself.
     """
+    os.environ.setdefault(_HUGE_PAGES, "1")
     if any(name in os.environ for name in _USERS_OWN):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

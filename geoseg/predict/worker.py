@@ -14,7 +14,6 @@ from geoseg.errors import SceneReadError
 from geoseg.predict.bundles import bundle_of
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.mask import class_mask, class_probabilities, count_classes, to_scene_pixels
-from geoseg.predict.memory import keep_little_free
 from geoseg.predict.parts import part_uri
 from geoseg.predict.plan import RunSpec
 from geoseg.predict.predictor import Predictor, default_device
@@ -27,7 +26,6 @@ class Worker:
     """A worker's state: the network on its device and the open scenes. ``run`` takes tasks and tells how each went."""
 
     def __init__(self, run: RunSpec, *, device: str | None = None, read_threads: int = 1) -> None:
-        keep_little_free()
         self.run_spec = run
         device = device or default_device()
         self.predictor = Predictor(bundle_of(run), device=device, scale=run.config.scale)

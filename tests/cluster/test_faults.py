@@ -42,6 +42,17 @@ def asked(tmp_path_factory: pytest.TempPathFactory):
     ray.shutdown()
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 6)])
+def test_there_are_never_more_workers_on_cpus_than_ray_has_cpus(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    planned = plan_workers(ClusterConfig())
+    assert planned.num == workers
+    assert planned.num * planned.cpus < 6, "no CPU is left for planning and reading"
+    assert planned.threads * planned.num <= cores
+
+
 def predict(scenes: Path, out: Path, bundle: Path, **settings: Any) -> RunReport:
     return geoseg.predict(str(scenes), str(out), bundle=str(bundle), engine="ray", workers=2, window=512, **settings)
 
