@@ -35,7 +35,7 @@ class Conv2d(nn.Conv2d):
 
     def pad(self, padding: Padding) -> None:
         """Keep the size of what comes in, or compute no pixel that sees beyond it."""
-        self.padding = tuple(size // 2 if padding == "same" else 0 for size in self.kernel_size)
+        self.padding = tuple(size // 2 if padding == "same" and size % 2 else 0 for size in self.kernel_size)
 
     def forward(self, features_bchw: Tensor) -> Tensor:
         """See ``nn.Conv2d``."""
@@ -89,6 +89,40 @@ class UpsampleNearest(nn.Module):
         """Features (b, c, 2 h, 2 w)."""
         raised_bchw: Tensor = F.interpolate(features_bchw, scale_factor=2.0, mode="nearest")
         return raised_bchw
+
+
+class UpsampleBilinear(nn.Module):
+    """Twice as many rows and columns, bilinear between the centres of pixels.
+
+    Made of single products and sums, so each pixel rounds alike wherever it lies; ``F.interpolate`` does not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._padding: Padding = "same"
+
+    def pad(self, padding: Padding) -> None:
+        """See ``Conv2d.pad``; with ``same`` the outermost pixels stand for those beyond."""
+        self._padding = padding
+
+    def forward(self, features_bchw: Tensor) -> Tensor:
+        """Features (b, c, 2 h, 2 w), 2 fewer with valid padding."""
+        if self._padding == "same":
+            features_bchw = F.pad(features_bchw, (1, 1, 1, 1), mode="replicate")
+        for axis in (-2, -1):
+            num = features_bchw.shape[axis] - 1
+            before, after = features_bchw.narrow(axis, 0, num), features_bchw.narrow(axis, 1, num)
+            pair = (before * 0.75 + after * 0.25, before * 0.25 + after * 0.75)
+            features_bchw = torch.stack(pair, dim=features_bchw.ndim + axis + 1).flatten(axis - 1, axis)
+        return features_bchw[..., 1:-1, 1:-1] if self._padding == "same" else features_bchw
+
+
+class Sigmoid(nn.Module):
+    """1 / (1 + exp(-x)), which rounds alike for any number of values; ``torch.sigmoid`` rounds the last few otherwise."""
+
+    def forward(self, features_bchw: Tensor) -> Tensor:
+        """Values from 0 to 1."""
+        return 1 / (torch.exp(-features_bchw) + 1)
 
 
 class Subsample(nn.Module):
@@ -179,6 +213,30 @@ class UpBlock(nn.Module):
         return out
 
 
+class AttentionGate(nn.Module):
+    """An additive attention gate (Oktay et al. 2018, figure 2 and equations 1 and 2).
+
+    The skip at half its resolution and the deeper features are summed; one weight for each of these pixels, raised to the
+    skip's resolution, scales the skip.
+    """
+
+    def __init__(self, skip_channels: int, deep_channels: int, *, norm: Norm) -> None:
+        super().__init__()
+        between = max(1, skip_channels // 2)
+        self.of_skip = Conv2d(skip_channels, between, 2, stride=2, bias=False)
+        self.of_deep = Conv2d(deep_channels, between, 1)
+        self.weigh = nn.Sequential(nn.ReLU(inplace=True), Conv2d(between, 1, 1), Sigmoid(), UpsampleBilinear())
+        self.out = nn.Sequential(
+            Conv2d(skip_channels, skip_channels, 1), *([nn.BatchNorm2d(skip_channels)] if norm == "batch" else [])
+        )
+
+    def forward(self, skip_bchw: Tensor, deep_bchw: Tensor) -> Tensor:
+        """The skip (b, ``skip_channels``, h, w) with what the deeper features did not ask for held back."""
+        weights_b1hw = self.weigh(added(self.of_skip(skip_bchw), self.of_deep(deep_bchw)))
+        gated: Tensor = self.out(scaled(skip_bchw, weights_b1hw))
+        return gated
+
+
 def concat(*features_bchw: Tensor) -> Tensor:
     """Features beside each other, each cropped to the centre that all have (the paper's "copy and crop")."""
     return torch.cat(_cropped(features_bchw), dim=1)
@@ -188,6 +246,12 @@ def added(first_bchw: Tensor, second_bchw: Tensor) -> Tensor:
     """The sum on the centre that both have."""
     first_bchw, second_bchw = _cropped((first_bchw, second_bchw))
     return first_bchw + second_bchw
+
+
+def scaled(features_bchw: Tensor, weights_b1hw: Tensor) -> Tensor:
+    """The product on the centre that both have."""
+    features_bchw, weights_b1hw = _cropped((features_bchw, weights_b1hw))
+    return features_bchw * weights_b1hw
 
 
 def _cropped(features_bchw: Sequence[Tensor]) -> list[Tensor]:

@@ -18,7 +18,7 @@ class Frozen(BaseModel):
 class UNetVariant(Frozen):
     """The network's shape: variant name and widths."""
 
-    name: Literal["unet", "resunet", "unet++"] = "unet"
+    name: Literal["unet", "attention-unet", "resunet", "unet++"] = "unet"
     depth: Annotated[int, Field(ge=1, le=8)] = 4
     width: Annotated[int, Field(ge=1, le=512)] = 64
     norm: Literal["none", "batch"] = "batch"

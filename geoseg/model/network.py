@@ -14,7 +14,7 @@ from functools import cached_property
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geoseg.model.blocks import Conv2d, Padding, Subsample, UnevenError, fold_norms
+from geoseg.model.blocks import Conv2d, Padding, Subsample, UnevenError, UpsampleBilinear, fold_norms
 from geoseg.model.reach import Reach, derive_reach
 
 
@@ -60,7 +60,7 @@ class Network(nn.Module):
     @padding.setter
     def padding(self, padding: Padding) -> None:
         for module in self.modules():
-            if isinstance(module, (Conv2d, Subsample)):
+            if isinstance(module, (Conv2d, Subsample, UpsampleBilinear)):
                 module.pad(padding)
         self._padding = padding
 

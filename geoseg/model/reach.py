@@ -44,12 +44,13 @@ class _Rule:
     factor: float = 1.0
 
 
-_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity)
-_JOINS = (blocks.concat, blocks.added)
+_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity, blocks.Sigmoid)
+_JOINS = (blocks.concat, blocks.added, blocks.scaled)
 _SAME = _Rule(lambda pixels: pixels, lambda pixels: pixels)
 _HALVED = _Rule(lambda pixels: 2 * pixels, lambda pixels: None if pixels % 2 else pixels // 2, 0.5)
 # Every second pixel, beside a 3 x 3 convolution of stride 2, which begins one pixel in.
 _THINNED = _Rule(lambda pixels: 2 * pixels, lambda pixels: (pixels - 1) // 2 if pixels % 2 else None, 0.5)
+_BLENDED = _Rule(lambda pixels: pixels // 2 + 1, lambda pixels: 2 * pixels - 1, 2.0)
 _DOUBLED = _Rule(lambda pixels: -(-pixels // 2), lambda pixels: 2 * pixels, 2.0)
 
 
@@ -96,6 +97,7 @@ def _other_rule(layer: Any) -> _Rule | None:
     known: list[tuple[type | tuple[type, ...], _Rule]] = [
         (_POINTWISE, _SAME),
         (blocks.Pool, _HALVED),
+        (blocks.UpsampleBilinear, _BLENDED),
         (blocks.Subsample, _THINNED),
         ((blocks.UpConv2d, blocks.UpsampleNearest), _DOUBLED),
     ]
@@ -105,7 +107,7 @@ def _other_rule(layer: Any) -> _Rule | None:
 def _conv_rule(layer: nn.Conv2d) -> _Rule | None:
     beyond = layer.dilation[0] * (layer.kernel_size[0] // 2)
     if layer.kernel_size[0] % 2 == 0:
-        return None
+        return _HALVED if layer.kernel_size == layer.stride == (2, 2) else None
     if layer.stride == (1, 1):
         return _Rule(lambda pixels: pixels + beyond, lambda pixels: pixels - beyond)
     if layer.stride == (2, 2) and beyond == 1:

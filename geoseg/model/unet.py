@@ -47,10 +47,15 @@ class UNet(Network):
             skips.append(features_bchw)
             features_bchw = self.pool(features_bchw)
         features_bchw = self.down[-1](features_bchw)
-        for block in self.up:
-            features_bchw = block(features_bchw, skips.pop())
+        for index, block in enumerate(self.up):
+            features_bchw = block(features_bchw, self.skip(index, skips.pop(), features_bchw))
         logits: Tensor = self.head(features_bchw)
         return logits
+
+    def skip(self, index: int, skip_bchw: Tensor, deep_bchw: Tensor) -> Tensor:
+        """What of a skip joins the up-block ``index``, counted from the deepest: here all of it."""
+        del index, deep_bchw
+        return skip_bchw
 
 
 def level_widths(in_channels: int, num_classes: int, depth: int, width: int) -> list[int]:

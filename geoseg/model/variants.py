@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from geoseg.model.attention_unet import AttentionUNet
 from geoseg.model.description import UNetVariant
 from geoseg.model.network import Network
 from geoseg.model.resunet import ResUNet
 from geoseg.model.unet import UNet
 from geoseg.model.unet_plus_plus import UNetPlusPlus
 
-VARIANTS: dict[str, type[UNet | ResUNet | UNetPlusPlus]] = {
+VARIANTS: dict[str, type[UNet | AttentionUNet | ResUNet | UNetPlusPlus]] = {
     "unet": UNet,
+    "attention-unet": AttentionUNet,
     "resunet": ResUNet,
     "unet++": UNetPlusPlus,
 }

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from geoseg.errors import ConfigError
-from geoseg.model.blocks import ResidualUnit
+from geoseg.model.attention_unet import AttentionUNet
+from geoseg.model.blocks import ResidualUnit, UpsampleBilinear
 from geoseg.model.description import UNetVariant
 from geoseg.model.network import Network
 from geoseg.model.reach import derive_reach
@@ -117,6 +118,42 @@ def test_the_paper_s_resunet() -> None:
     projections = sum(weights.numel() for shortcut in shortcuts for weights in shortcut.parameters())
     assert num_parameters(network) == 8_221_058
     assert round((num_parameters(network) - projections) / 1e6, 1) == 7.8
+
+
+def test_the_attention_unet_is_a_unet_with_gates() -> None:
+    """The paper counts its three-dimensional form alone; here the gates are counted by hand."""
+    of_gates = 0
+    for skip, deep in ((512, 1024), (256, 512), (128, 256)):
+        inner = skip // 2
+        of_gates += 4 * skip * inner + (deep + 1) * inner + (inner + 1) + (skip + 1) * skip + 2 * skip
+    network = AttentionUNet(3, 2)
+    assert num_parameters(network) == num_parameters(UNet(3, 2, norm="batch")) + of_gates == 32_417_541
+
+
+def test_a_closed_gate_lets_nothing_of_a_skip_through() -> None:
+    network = AttentionUNet(2, 3, depth=2, width=4).eval()
+    weigh = network.gates[0].weigh[1]
+    image = torch.randn(1, 2, 32, 32)
+    with torch.inference_mode():
+        seen = []
+        for bias in (-1e4, 1e4):
+            weigh.bias.fill_(bias)
+            skip, deep = torch.randn(1, 8, 16, 16), torch.randn(1, 16, 8, 8)
+            gate = network.gates[0]
+            torch.testing.assert_close(gate(skip, deep), gate.out(skip * (bias > 0)))
+            seen.append(network(image))
+    assert not torch.allclose(*seen)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 8), (7, 5)])
+def test_bilinear_is_torch_s(shape: tuple[int, int]) -> None:
+    features = torch.randn(2, 3, *shape)
+    expected = torch.nn.functional.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+    raised = UpsampleBilinear()
+    torch.testing.assert_close(raised(features), expected)
+    if min(shape) > 1:
+        raised.pad("valid")
+        torch.testing.assert_close(raised(features), expected[..., 1:-1, 1:-1])
 
 
 @pytest.mark.parametrize(("depth", "margin"), [(1, 8), (2, 22), (3, 46), (4, 94)])
