@@ -77,6 +77,9 @@ _HOW_TO_READ = (
     click.option("--assume-crs", help="CRS of scenes that name none: EPSG:25832."),
     click.option("--nodata", type=float, help="Nodata value of scenes that name none."),
     click.option("--sidecar-mask", is_flag=True, default=None, help="Allow <scene>.msk to say which pixels are valid."),
+    click.option(
+        "--stack-by", help="Group scenes into stacks: regular expression with (?P<stack>...) and (?P<date>...)."
+    ),
     click.option("--aoi", help="GeoJSON file of polygons; outside them the mask is nodata."),
 )
 
@@ -125,7 +128,8 @@ def _sections(options: dict[str, Any], **top: Any) -> dict[str, Any]:
     from geoseg.config import ClusterConfig
 
     cluster = {key: options.pop(key) for key in list(options) if key in ClusterConfig.model_fields}
-    return {**top, "bundle": options.pop("bundle", None), "predict": options, "cluster": cluster}
+    top |= {"bundle": options.pop("bundle", None), "stack_by": options.pop("stack_by", None)}
+    return {**top, "predict": options, "cluster": cluster}
 
 
 @main.command()

@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from geoseg.errors import ConfigError
 
@@ -82,14 +91,33 @@ class ClusterConfig(_Section):
     object_store_mib: Annotated[int, Field(ge=64)] = 512
 
 
-class Job(_Section):
-    """A whole prediction: which scenes, which bundle, where to, and how."""
+class StackConfig(_Section):
+    """A stack by name: the scene at each date, in order, "" for one that is missing."""
 
+    name: Annotated[str, Field(min_length=1)]
     scenes: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Job(_Section):
+    """A whole prediction: which scenes, which bundle, where to, and how.
+
+    For bundles of several dates: ``stack_by`` is a regular expression on the URIs of the scenes, whose groups ``stack`` and
+    ``date`` tell which belong together and in which order; ``stacks`` names them one by one.
+    """
+
+    scenes: tuple[str, ...] = ()
     out: str
+    stack_by: str | None = None
+    stacks: tuple[StackConfig, ...] = ()
     bundle: str = DEFAULT_BUNDLE
     predict: PredictConfig = PredictConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _has_scenes(self) -> Job:
+        if not self.scenes and not self.stacks:
+            raise ValueError("name at least one scene, folder, prefix or list of scenes")
+        return self
 
 
 def load_job(path: str | None, overrides: dict[str, Any]) -> Job:

@@ -45,6 +45,10 @@ class SceneDeniedError(SceneError):
     """The store refused this one object (its policy, its owner, its archive class); the credentials as such are good."""
 
 
+class StackError(SceneError):
+    """The scenes of a stack do not fit each other, or a stack does not fit the bundle."""
+
+
 class ConflictError(SceneError):
     """Another scene or another run has published under the same id in the meantime."""
 

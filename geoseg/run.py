@@ -26,8 +26,9 @@ from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
 from geoseg.raster import store
-from geoseg.raster.geotiff import SceneReader, cache_bytes
+from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef, list_scenes
+from geoseg.raster.stack import group_scenes, make_stack, stack_from_stac
 from geoseg.raster.window import BLOCK
 
 _SMALL_WINDOWS = 256
@@ -85,6 +86,8 @@ def predict_from_settings(scenes: str | Sequence[str], out: str, **settings: Any
         section = "cluster" if key in ClusterConfig.model_fields else "predict"
         if key == "bundle":
             values["bundle"] = os.fspath(value)
+        elif key in ("stack_by", "stacks"):
+            values[key] = value
         else:
             values[section][key] = value
     return run_job(load_job(None, values), quiet=True)
@@ -117,10 +120,24 @@ def make_run_spec(job: Job) -> RunSpec:
     )
 
 
+def list_refs(job: Job, run: RunSpec) -> list[SceneRef]:
+    """The scenes and stacks of a job, sorted by URI, each id once. Raises StopError kinds, NothingReadableError."""
+    documents = [source for source in job.scenes if source.lower().endswith(".json")]
+    refs = list_scenes([source for source in job.scenes if source not in documents], out=run.out)
+    if job.stack_by is not None:
+        refs = group_scenes(refs, job.stack_by)
+    refs += [make_stack(stack.name, stack.scenes) for stack in job.stacks]
+    refs += [stack_from_stac(store.normalize_uri(source)) for source in documents]
+    twice = [name for name, num in Counter(ref.id.lower() for ref in refs).items() if num > 1]
+    if twice:
+        raise ConfigError(f"two scenes or stacks would be published as {twice[0]}; give one of them another name")
+    return sorted(refs, key=lambda ref: ref.uri)
+
+
 def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     """Run a job to its end. Raises StopError kinds alone; KeyboardInterrupt passes through, finished work stays."""
     run = make_run_spec(job)
-    refs = list_scenes(job.scenes, out=run.out)
+    refs = list_refs(job, run)
     engine = choose_engine(job, run, refs)
     progress = Progress(len(refs), quiet=quiet)
     with Lease(run.out) as lease:
@@ -217,7 +234,7 @@ def plan_job(job: Job) -> JobPlan:
     run = make_run_spec(job)
     told: list[str] = []
     windows = pixels = bytes_to_read = memory_bytes = 0
-    for ref in list_scenes(job.scenes, out=run.out):
+    for ref in list_refs(job, run):
         found = prepare_windows(ref, run, only_todo=True)
         if isinstance(found, Failure):
             found.raise_if_stop()
@@ -254,7 +271,7 @@ def _told(found: PlannedWindows) -> str:
 
 def _bytes_to_read(found: PlannedWindows) -> int:
     """Bytes of the blocks under the windows to do, at the level read, each block once, and their share of the mask."""
-    reader = SceneReader(found.plan.scene)
+    reader = found.plan.reader()
     level = found.plan.stitching.level
     return int(sum(reader.stored_bytes(window, level=level) for window in found.each))
 
@@ -265,12 +282,12 @@ def _memory_bytes(plan: ScenePlan, run: RunSpec) -> int:
         -(-plan.window * plan.stitching.work_shape[0] // plan.stitching.scene_shape[0]) + 2 * run.margin + BLOCK // 8
     )
     side = min(work_side, max(plan.stitching.work_shape) + 2 * run.margin + run.stride)
-    activations = side * side * run.description.variant.width * 4 * 4 * (run.config.batch or 1)
-    read_ahead = 6 * side * side * (len(plan.bands) + 1)
+    activations = side * side * run.description.variant.width * 4 * 4 * (run.config.batch or 1) * run.description.dates
+    read_ahead = 6 * side * side * (len(plan.bands) + 1) * run.description.dates
     return activations + read_ahead + cache_bytes(plan.decoded_bytes) + (112 << 20)
 
 
 def check_job(job: Job) -> list[Checked]:
     """What geoseg sees in each scene of a job and what it would refuse."""
     run = make_run_spec(job)
-    return [check_scene(ref, run) for ref in list_scenes(job.scenes, out=run.out)]
+    return [check_scene(ref, run) for ref in list_refs(job, run)]

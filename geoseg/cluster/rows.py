@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -173,6 +174,7 @@ def pack_pixels(read: WindowPixels) -> bytes:
     told = {
         "shape": shape,
         "dtype": around.pixels.dtype.str if around is not None else "",
+        "around_valid": list(around.valid.shape) if around is not None else [],
         "valid": list(read.valid.shape),
         "bytes_fetched": read.bytes_fetched,
         "seconds": read.seconds,
@@ -191,15 +193,14 @@ def unpack_pixels(data: bytes) -> WindowPixels:
     valid, at = _unpack_bits(data, at, told["valid"])
     around = None
     if told["shape"]:
-        shape = told["shape"]
-        around_valid, at = _unpack_bits(data, at, shape[1:])
-        pixels = np.frombuffer(data, told["dtype"], offset=at).reshape(shape)
+        around_valid, at = _unpack_bits(data, at, told["around_valid"])
+        pixels = np.frombuffer(data, told["dtype"], offset=at).reshape(told["shape"])
         around = Raster(pixels, around_valid)
     return WindowPixels(around, valid, told["bytes_fetched"], told["seconds"])
 
 
 def _unpack_bits(data: bytes, at: int, shape: list[int]) -> tuple[Any, int]:
-    count = shape[0] * shape[1]
+    count = math.prod(shape)
     end = at + -(-count // 8)
     bits = np.unpackbits(np.frombuffer(data, np.uint8, end - at, at), count=count)
     return bits.astype(np.bool_).reshape(shape), end

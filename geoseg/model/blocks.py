@@ -18,6 +18,7 @@ Norm = Literal["none", "batch"]
 
 KERNEL = 3
 _SMALL_VALUES = 20_480
+_CONVS, _NORMS = (nn.Conv2d, nn.Conv3d), (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Conv2d(nn.Conv2d):
@@ -39,7 +40,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, features_bchw: Tensor) -> Tensor:
         """See ``nn.Conv2d``."""
-        return _never_small(super().forward, features_bchw)
+        return never_small(super().forward, features_bchw)
 
 
 class UpConv2d(nn.ConvTranspose2d):
@@ -51,12 +52,14 @@ class UpConv2d(nn.ConvTranspose2d):
     def forward(self, features_bchw: Tensor, output_size: list[int] | None = None) -> Tensor:
         """See ``nn.ConvTranspose2d``."""
         assert output_size is None
-        return _never_small(super().forward, features_bchw)
+        return never_small(super().forward, features_bchw)
 
 
-def _never_small(forward: Callable[[Tensor], Tensor], features_bchw: Tensor) -> Tensor:
-    if len(features_bchw) == 1 and features_bchw.numel() <= _SMALL_VALUES and features_bchw.device.type == "cpu":
-        return forward(features_bchw.expand(2, -1, -1, -1))[:1]
+def never_small(forward: Callable[[Tensor], Tensor], features_bchw: Tensor) -> Tensor:
+    """What ``forward`` makes of the features, in the order of sums that it has for large ones."""
+    num_values = features_bchw.shape[:4].numel()  # as torch counts: of a volume, those of one column
+    if len(features_bchw) == 1 and num_values <= _SMALL_VALUES and features_bchw.device.type == "cpu":
+        return forward(features_bchw.expand(2, *features_bchw.shape[1:]))[:1]
     return forward(features_bchw)
 
 
@@ -64,7 +67,8 @@ class UnevenError(ValueError):
     """Features cannot be halved, since a side has an odd number of pixels."""
 
 
-def _check_even(features_bchw: Tensor) -> None:
+def check_even(features_bchw: Tensor) -> None:
+    """Raise UnevenError for a side that is odd."""
     if features_bchw.shape[-1] % 2 or features_bchw.shape[-2] % 2:
         raise UnevenError(f"{tuple(features_bchw.shape[-2:])}")
 
@@ -77,7 +81,7 @@ class Pool(nn.MaxPool2d):
 
     def forward(self, features_bchw: Tensor) -> Tensor:
         """See ``nn.MaxPool2d``."""
-        _check_even(features_bchw)
+        check_even(features_bchw)
         pooled_bchw: Tensor = super().forward(features_bchw)
         return pooled_bchw
 
@@ -138,7 +142,7 @@ class Subsample(nn.Module):
 
     def forward(self, features_bchw: Tensor) -> Tensor:
         """Features (b, c, h / 2, w / 2), one fewer with valid padding. Raises UnevenError for a side that is odd."""
-        _check_even(features_bchw)
+        check_even(features_bchw)
         rows, cols = (size - self._first for size in features_bchw.shape[-2:])
         return features_bchw[..., self._first : rows : 2, self._first : cols : 2]
 
@@ -239,22 +243,23 @@ class AttentionGate(nn.Module):
 
 def concat(*features_bchw: Tensor) -> Tensor:
     """Features beside each other, each cropped to the centre that all have (the paper's "copy and crop")."""
-    return torch.cat(_cropped(features_bchw), dim=1)
+    return torch.cat(cropped(features_bchw), dim=1)
 
 
 def added(first_bchw: Tensor, second_bchw: Tensor) -> Tensor:
     """The sum on the centre that both have."""
-    first_bchw, second_bchw = _cropped((first_bchw, second_bchw))
+    first_bchw, second_bchw = cropped((first_bchw, second_bchw))
     return first_bchw + second_bchw
 
 
 def scaled(features_bchw: Tensor, weights_b1hw: Tensor) -> Tensor:
     """The product on the centre that both have."""
-    features_bchw, weights_b1hw = _cropped((features_bchw, weights_b1hw))
+    features_bchw, weights_b1hw = cropped((features_bchw, weights_b1hw))
     return features_bchw * weights_b1hw
 
 
-def _cropped(features_bchw: Sequence[Tensor]) -> list[Tensor]:
+def cropped(features_bchw: Sequence[Tensor]) -> list[Tensor]:
+    """Each cropped to the rows and columns in the centre that all have."""
     rows, cols = (min(one.shape[axis] for one in features_bchw) for axis in (-2, -1))
     cropped = []
     for one in features_bchw:
@@ -270,7 +275,7 @@ def fold_norms(network: nn.Module) -> None:
             continue
         layers: list[nn.Module] = []
         for layer in module:
-            if isinstance(layer, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
+            if isinstance(layer, _NORMS) and layers and isinstance(layers[-1], _CONVS):
                 layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
             else:
                 layers.append(layer)

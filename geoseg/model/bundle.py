@@ -40,7 +40,12 @@ class Bundle(Frozen):
 
         Raises BundleError when the weights do not fit the description.
         """
-        network = build(self.description.variant, len(self.description.bands), len(self.description.classes))
+        network = build(
+            self.description.variant,
+            len(self.description.bands),
+            len(self.description.classes),
+            dates=self.description.dates,
+        )
         try:
             state = load(self.weights)
         except SafetensorError as error:

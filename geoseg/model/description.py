@@ -18,7 +18,7 @@ class Frozen(BaseModel):
 class UNetVariant(Frozen):
     """The network's shape: variant name and widths."""
 
-    name: Literal["unet", "attention-unet", "resunet", "unet++"] = "unet"
+    name: Literal["unet", "attention-unet", "resunet", "unet++", "unet3d", "vnet"] = "unet"
     depth: Annotated[int, Field(ge=1, le=8)] = 4
     width: Annotated[int, Field(ge=1, le=512)] = 64
     norm: Literal["none", "batch"] = "batch"
@@ -35,12 +35,14 @@ class BundleDescription(Frozen):
     """What ``model.json`` says: enough to run the weights on a scene and to refuse a scene they do not fit.
 
     ``resolution_m`` is the size of a pixel on the ground in metres that the network was trained at; None takes any.
+    ``dates``: how many dates, of each of which it takes the bands; more than one for a stack's network.
     ``value_range`` is the range of raw values that the training imagery could take (0 to 255 for 8-bit imagery).
     """
 
     format: Literal["geoseg-bundle/1"] = "geoseg-bundle/1"
     name: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_. -]+[a-zA-Z0-9]$")]  # what STAC's MLM extension allows
     variant: UNetVariant
+    dates: Annotated[int, Field(ge=1, le=64)] = 1
     bands: tuple[str, ...]
     dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
     value_range: tuple[float, float] = (0.0, 255.0)
@@ -54,6 +56,10 @@ class BundleDescription(Frozen):
     def _lengths_agree(self) -> BundleDescription:
         if not len(self.bands) == len(self.mean) == len(self.std):
             raise ValueError(f"bands, mean and std must be equally many, got {self.bands} {self.mean} {self.std}")
+        if (self.dates > 1) != (self.variant.name in ("unet3d", "vnet")):
+            raise ValueError(
+                f"unet3d and vnet take 2 dates or more, the others one, got {self.dates} for {self.variant.name}"
+            )
         if not 2 <= len(self.classes) <= 254:
             raise ValueError(f"a mask has 2 to 254 classes, got {len(self.classes)}")
         if self.value_range[0] >= self.value_range[1]:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geoseg.model.blocks import Conv2d, Padding, Subsample, UnevenError, UpsampleBilinear, fold_norms
+from geoseg.model.blocks import Padding, UnevenError, fold_norms
 from geoseg.model.reach import Reach, derive_reach
 
 
@@ -60,8 +61,9 @@ class Network(nn.Module):
     @padding.setter
     def padding(self, padding: Padding) -> None:
         for module in self.modules():
-            if isinstance(module, (Conv2d, Subsample, UpsampleBilinear)):
-                module.pad(padding)
+            pad = getattr(module, "pad", None)
+            if pad is not None:
+                pad(padding)
         self._padding = padding
 
     @contextmanager
@@ -74,9 +76,12 @@ class Network(nn.Module):
             self.padding = before
 
     def folded(self) -> Network:
-        """A copy for prediction with batch norms folded into the convolutions before them: fewer passes over memory."""
+        """A copy for prediction: norms folded into the convolutions before them (fewer passes over memory), channels last."""
         network = copy.deepcopy(self).eval()
         fold_norms(network)
+        for weights in network.parameters():
+            if weights.ndim == 4:
+                weights.data = weights.data.to(memory_format=torch.channels_last)
         return network
 
     def forward(self, image_bkhw: Tensor) -> Tensor:

@@ -36,10 +36,16 @@ class Normalization:
         """Network input, float32, (b, k, h, w), channels last in memory.
 
         ``image_bkhw`` has any real dtype, ``valid_bhw`` is bool with True for data. NaN is not data even where
-        ``valid_bhw`` says so.
+        ``valid_bhw`` says so. Of a stack ``image_bkhw`` has the bands of one date after the other and validity is
+        (b, t, h, w); behind the bands of each date comes a channel with 1 where it is valid.
         """
         import torch
 
+        if valid_bhw.ndim == 4:
+            num, dates, rows, cols = valid_bhw.shape
+            of_dates = self(image_bkhw.reshape(num * dates, -1, rows, cols), valid_bhw.flatten(0, 1))
+            with_valid = torch.cat([of_dates, valid_bhw.reshape(-1, 1, rows, cols).to(of_dates.dtype)], dim=1)
+            return with_valid.reshape(num, -1, rows, cols)
         image = image_bkhw.to(torch.float32, memory_format=torch.channels_last)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=image.device)[:, None, None]
         scale = torch.tensor([1 / std for std in self.std], dtype=torch.float32, device=image.device)[:, None, None]

@@ -16,7 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from geoseg.errors import ConfigError
-from geoseg.model import blocks
+from geoseg.model import blocks, volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class _Rule:
     factor: float = 1.0
 
 
-_POINTWISE = (nn.BatchNorm2d, nn.ReLU, nn.Identity, blocks.Sigmoid)
-_JOINS = (blocks.concat, blocks.added, blocks.scaled)
+_POINTWISE = (nn.BatchNorm2d, nn.BatchNorm3d, nn.ReLU, nn.PReLU, nn.Identity, blocks.Sigmoid)
+_JOINS = (blocks.concat, blocks.added, blocks.scaled, volume.volume, volume.mean_over_dates)
 _SAME = _Rule(lambda pixels: pixels, lambda pixels: pixels)
 _HALVED = _Rule(lambda pixels: 2 * pixels, lambda pixels: None if pixels % 2 else pixels // 2, 0.5)
 # Every second pixel, beside a 3 x 3 convolution of stride 2, which begins one pixel in.
@@ -84,7 +84,7 @@ def _rule(network: nn.Module, node: fx.Node) -> _Rule:
     if node.op == "placeholder" or node.target in _JOINS or node.target is operator.mul:
         return _SAME
     layer: Any = network.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-    rule = _conv_rule(layer) if isinstance(layer, nn.Conv2d) else _other_rule(layer)
+    rule = _conv_rule(layer) if isinstance(layer, (nn.Conv2d, nn.Conv3d)) else _other_rule(layer)
     if rule is None:
         raise ConfigError(
             f"{type(network).__name__}: layer {node.target} ({type(layer).__name__}) is not known to see a fixed number of "
@@ -96,21 +96,22 @@ def _rule(network: nn.Module, node: fx.Node) -> _Rule:
 def _other_rule(layer: Any) -> _Rule | None:
     known: list[tuple[type | tuple[type, ...], _Rule]] = [
         (_POINTWISE, _SAME),
-        (blocks.Pool, _HALVED),
+        ((blocks.Pool, volume.Pool3d), _HALVED),
         (blocks.UpsampleBilinear, _BLENDED),
         (blocks.Subsample, _THINNED),
-        ((blocks.UpConv2d, blocks.UpsampleNearest), _DOUBLED),
+        ((blocks.UpConv2d, volume.UpConv3d, blocks.UpsampleNearest), _DOUBLED),
     ]
     return next((rule for kind, rule in known if isinstance(layer, kind)), None)
 
 
-def _conv_rule(layer: nn.Conv2d) -> _Rule | None:
-    beyond = layer.dilation[0] * (layer.kernel_size[0] // 2)
-    if layer.kernel_size[0] % 2 == 0:
-        return _HALVED if layer.kernel_size == layer.stride == (2, 2) else None
-    if layer.stride == (1, 1):
+def _conv_rule(layer: nn.Conv2d | nn.Conv3d) -> _Rule | None:
+    size, stride, dilation = layer.kernel_size[-1], layer.stride[-1], layer.dilation[-1]
+    beyond = dilation * (size // 2)
+    if size % 2 == 0:
+        return _HALVED if size == stride == 2 else None
+    if stride == 1:
         return _Rule(lambda pixels: pixels + beyond, lambda pixels: pixels - beyond)
-    if layer.stride == (2, 2) and beyond == 1:
+    if stride == 2 and beyond == 1:
         return _Rule(lambda pixels: 2 * pixels + 1, _THINNED.left, 0.5)
     return None
 

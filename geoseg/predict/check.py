@@ -21,7 +21,7 @@ class Checked:
 
 def check_scene(ref: SceneRef, run: RunSpec) -> Checked:
     """What is seen in a scene and how it would be run, or why it would be refused. Raises StopError kinds alone."""
-    seen = attempt(lambda: _seen(describe(ref, run.read_options)), ref.id, "looking at it")
+    seen = attempt(lambda: _seen_at_all_dates(ref, run), ref.id, "looking at it")
     if isinstance(seen, Failure):
         return _refused(ref, "", seen)
     plan = attempt(lambda: plan_scene(ref, run), ref.id, "planning")
@@ -46,6 +46,14 @@ def check_scene(ref: SceneRef, run: RunSpec) -> Checked:
 def _refused(ref: SceneRef, seen: str, failure: Failure) -> Checked:
     failure.raise_if_stop()
     return Checked(f"{store.redact(ref.uri)}{seen}\n  refused: {failure.sentence}", refused=True)
+
+
+def _seen_at_all_dates(ref: SceneRef, run: RunSpec) -> str:
+    lines = []
+    for uri in ref.dates or (ref.uri,):
+        told = f"  {store.redact(uri) or 'no scene at this date'}\n" if ref.dates else ""
+        lines.append(told + (_seen(describe(SceneRef(ref.id, uri), run.read_options)) if uri else ""))
+    return "\n".join(line.rstrip("\n") for line in lines)
 
 
 def _seen(scene: Scene) -> str:

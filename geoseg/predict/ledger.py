@@ -11,7 +11,6 @@ from geoseg.predict.parts import finished_parts
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import Published, standing_item
-from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.raster.window import Window, WindowSet
 
@@ -65,7 +64,7 @@ def list_windows(run: RunSpec, plan: ScenePlan, *, only_todo: bool) -> PlannedWi
     """
 
     def listed() -> PlannedWindows:
-        reader = SceneReader(plan.scene)
+        reader = plan.reader()
         done = finished_parts(run, plan) if only_todo else WindowSet()
 
         def windows() -> Iterator[Window]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from geoseg.config import PredictConfig
-from geoseg.errors import BandError, ResolutionError
+from geoseg.errors import BandError, ResolutionError, StackError
 from geoseg.model.description import BundleDescription
 from geoseg.predict.aoi import AreaFile, PixelArea, load_area
 from geoseg.predict.stitch import Stitching, nearest_level, work_shape
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
+from geoseg.raster.stack import StackReader, check_stack
 from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
 
 PIXEL_VERSION = 1
@@ -77,6 +78,9 @@ class RunSpec:
 class ScenePlan:
     """A scene and how it is cut; travels as JSON in the rows of a pipeline.
 
+    Of a stack ``stack`` has the scene at each date, None where there is none, and ``scene`` is the first of them, with the
+    stack's id.
+
     ``replaces`` is the version of the item that stood when the scene was planned, None when there was none: publishing
     puts its own in this one's place and in no other's.
     """
@@ -87,7 +91,17 @@ class ScenePlan:
     window: int
     fingerprint: str
     area_file: AreaFile | None
+    stack: tuple[Scene | None, ...] = ()
     replaces: store.Version | None = None
+
+    @property
+    def scenes(self) -> tuple[Scene, ...]:
+        """The scene, or those of the stack that are there."""
+        return tuple(scene for scene in self.stack if scene is not None) or (self.scene,)
+
+    def reader(self) -> SceneReader | StackReader:
+        """A reader of the scene or the stack. Raises SceneError."""
+        return StackReader(self.stack) if self.stack else SceneReader(self.scene)
 
     @property
     def num_windows(self) -> int:
@@ -105,7 +119,7 @@ class ScenePlan:
 
         While these are kept, no block is fetched or decoded twice in a column of windows.
         """
-        num_pixels = 1
+        num_pixels = len(self.scenes)
         for axis, count in enumerate((1, self.across)):
             size, block = self.stitching.level_shape[axis], self.scene.block_shape[axis]
             margin = -(-self.stitching.margin * size // self.stitching.work_shape[axis])
@@ -118,7 +132,7 @@ class ScenePlan:
         """The area of interest on this scene, if there is one."""
         return load_area(self.area_file).on(self.scene.grid, self.scene.id) if self.area_file else None
 
-    def windows(self, reader: SceneReader) -> Iterator[Window]:
+    def windows(self, reader: SceneReader | StackReader) -> Iterator[Window]:
         """The write windows that may hold something: inside the area of interest, with blocks in the file."""
         grid = self.scene.grid
         for window in plan_windows(grid.height, grid.width, self.window, across=self.across):
@@ -140,7 +154,7 @@ def plan_from_json(text: str) -> ScenePlan:
 
 def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
     """The plan of a scene. Raises a SceneError that says why the scene does not fit the bundle, and what to do."""
-    scene = describe(ref, run.read_options)
+    scene, stack = _describe(ref, run)
     description, config = run.description, run.config
     bands = scene.band_indexes(description.bands, config.bands)
     if scene.dtype != description.dtype and config.scale is None:
@@ -151,11 +165,49 @@ def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
         )
     shape = (scene.grid.height, scene.grid.width)
     work = work_shape(shape, _factor(scene, run))
-    level = nearest_level(scene.levels, work)
+    level = nearest_level(_common_levels([one for one in stack if one is not None] or [scene]), work)
     stitching = Stitching(shape, work, level, scene.levels[level], run.stride, run.margin)
     window = config.window or _window_size(shape[0] / work[0])
-    fingerprint = run.fingerprint(scene.etag, scene.mask_etag)
-    return ScenePlan(scene, bands, stitching, window, fingerprint, run.area)
+    if not stack:
+        return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag, scene.mask_etag), run.area)
+    for one in stack:
+        if one is not None and one.band_indexes(description.bands, config.bands) != bands:
+            raise StackError(f"{one.id}: its bands stand in another order than those of the stack's first scene")
+    versions = [(one.etag, one.mask_etag) if one is not None else None for one in stack]
+    return ScenePlan(scene, bands, stitching, window, run.fingerprint(json.dumps(versions)), run.area, stack)
+
+
+def _describe(ref: SceneRef, run: RunSpec) -> tuple[Scene, tuple[Scene | None, ...]]:
+    """The scene; or of a stack the first one under the stack's id, and all of them."""
+    wanted = run.description.dates
+    if not ref.dates:
+        if wanted > 1:
+            raise StackError(
+                f"{ref.id}: the bundle takes stacks of {wanted} dates, this is one scene; group scenes with --stack-by, "
+                "[[stacks]] in a job file, or a STAC ItemCollection"
+            )
+        return describe(ref, run.read_options), ()
+    if len(ref.dates) != wanted:
+        raise StackError(
+            f"{ref.id}: the stack has {len(ref.dates)} dates, the bundle takes {'one scene' if wanted == 1 else wanted}"
+        )
+    stack = tuple(
+        describe(SceneRef(f"{ref.id} ({store.base_name(uri)})", uri), run.read_options) if uri else None
+        for uri in ref.dates
+    )
+    check_stack(ref.id, stack)
+    first = next(scene for scene in stack if scene is not None)
+    return replace(first, id=ref.id), stack
+
+
+def _common_levels(scenes: Sequence[Scene]) -> tuple[tuple[int, int], ...]:
+    """The levels that all scenes have, from the full image on."""
+    common = []
+    for levels in zip(*(scene.levels for scene in scenes), strict=False):
+        if len(set(levels)) > 1:
+            break
+        common.append(levels[0])
+    return tuple(common)
 
 
 def _factor(scene: Scene, run: RunSpec) -> float:

@@ -28,7 +28,6 @@ class Predictor:
         if scale is not None:
             self.normalization = self.normalization.rescaled(scale, description.value_range)
         self.network = bundle.network().folded().to(self.device)
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.padding = "valid"
 
     @torch.inference_mode()

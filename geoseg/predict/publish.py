@@ -21,7 +21,6 @@ from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.stac import make_item
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
-from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.scene import scene_is_unchanged
 
 ITEM_NAME = "item.json"
@@ -103,7 +102,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
     or has published since it was planned.
     """
     scene = plan.scene
-    if not scene_is_unchanged(scene):
+    if not all(scene_is_unchanged(one) for one in plan.scenes):
         delete_parts(run, scene.id)
         raise SceneChangedError(
             f"{scene.id}: was replaced while the run was reading it; run again to take the new version"
@@ -114,7 +113,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
         return standing.published
     if (standing.version if standing else None) != plan.replaces:
         raise _conflict(plan)
-    uris = [part_uri(run, plan, window) for window in plan.windows(SceneReader(scene))]
+    uris = [part_uri(run, plan, window) for window in plan.windows(plan.reader())]
     classes = np.zeros(len(run.description.classes), np.int64)
     assets: dict[str, dict[str, Any]] = {}
     with_data: list[str] = []

@@ -17,6 +17,7 @@ from geoseg.predict.parts import finished_parts
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.raster.geotiff import SceneReader, keep_decoded
 from geoseg.raster.raster import Raster
+from geoseg.raster.stack import StackReader
 from geoseg.raster.window import Window, WindowSet
 
 _KNOWN_SCENES = 8
@@ -64,7 +65,7 @@ class WindowDone:
 class _KnownScene:
     """A scene's block indexes, and the windows whose parts stood when it was met."""
 
-    reader: SceneReader
+    reader: SceneReader | StackReader
     finished: WindowSet
 
 
@@ -77,11 +78,11 @@ class WindowReader:
         self._lock = threading.Lock()
 
     def _scene(self, plan: ScenePlan) -> _KnownScene:
-        key = (plan.scene.uri, plan.scene.etag)
+        key = (plan.scene.id, plan.fingerprint)
         with self._lock:
             scene = self._scenes.pop(key, None)
             if scene is None:
-                scene = _KnownScene(SceneReader(plan.scene), finished_parts(self._run, plan))
+                scene = _KnownScene(plan.reader(), finished_parts(self._run, plan))
                 keep_decoded(plan.decoded_bytes)
             self._scenes[key] = scene
             while len(self._scenes) > _KNOWN_SCENES:

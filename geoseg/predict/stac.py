@@ -44,25 +44,30 @@ def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict
     The same scene, bundle and settings give the same bytes: no time of processing, no host, no credentials.
     """
     grid, scene = plan.scene.grid, plan.scene
+    moments = sorted(datetime.strptime(one.datetime, "%Y-%m-%dT%H:%M:%S%z") for one in plan.scenes)
     geometry, bbox = footprint(grid)
     item = pystac.Item(
         id=scene.id,
         geometry=geometry,
         bbox=bbox,
-        datetime=datetime.strptime(scene.datetime, "%Y-%m-%dT%H:%M:%S%z"),
+        datetime=None if plan.stack else moments[0],
+        start_datetime=moments[0] if plan.stack else None,
+        end_datetime=moments[-1] if plan.stack else None,
         properties={
             "gsd": round(grid.resolution_m, 6),
             "processing:level": "L4",
-            "processing:lineage": f"classes of {store.base_name(scene.uri)} by the bundle {run.description.name}",
+            "processing:lineage": f"classes of {', '.join(store.base_name(one.uri) for one in plan.scenes)} by the bundle "
+            f"{run.description.name}",
             "processing:software": {"geoseg": version("geoseg")},
             "geoseg:fingerprint": plan.fingerprint,
-            "geoseg:input_etag": scene.etag,
+            "geoseg:input_etag": [one.etag for one in plan.scenes] if plan.stack else scene.etag,
             "geoseg:bundle": {"name": run.description.name, "sha256": run.bundle_digest},
             "geoseg:settings": run.config.pixel_settings(),
         },
     )
     item.stac_extensions.append(_PROCESSING)
-    item.add_link(pystac.Link("derived_from", store.redact(scene.uri), media_type=pystac.MediaType.GEOTIFF))
+    for one in plan.scenes:
+        item.add_link(pystac.Link("derived_from", store.redact(one.uri), media_type=pystac.MediaType.GEOTIFF))
     projection = ProjectionExtension.ext(item, add_if_missing=True)
     epsg = grid.crs.to_epsg()
     projection.apply(
@@ -77,7 +82,7 @@ def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict
         _add_asset(item, key, told, run, classes)
     _add_model(item, run)
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
-    document["properties"] = _without_nulls(document["properties"])
+    document["properties"] = {"datetime": None, **_without_nulls(document["properties"])}
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
@@ -126,6 +131,7 @@ def _add_model(item: pystac.Item, run: RunSpec) -> None:
 
 def _describe_model(item: pystac.Item, run: RunSpec) -> None:
     description = run.description
+    dates = ([description.dates], ["time"]) if description.dates > 1 else ([], [])
     scaling = [
         ValueScaling.create(ValueScalingType.Z_SCORE, mean=mean, stddev=std)
         for mean, std in zip(description.mean, description.std, strict=True)
@@ -140,8 +146,8 @@ def _describe_model(item: pystac.Item, run: RunSpec) -> None:
                 name="bands",
                 bands=list(description.bands),
                 input=InputStructure.create(
-                    shape=[-1, len(description.bands), -1, -1],
-                    dim_order=["batch", "bands", "height", "width"],
+                    shape=[-1, *dates[0], len(description.bands), -1, -1],
+                    dim_order=["batch", *dates[1], "bands", "height", "width"],
                     data_type=DataType.FLOAT32,
                 ),
             )

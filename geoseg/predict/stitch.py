@@ -16,6 +16,7 @@ import numpy.typing as npt
 from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.raster import Raster
 from geoseg.raster.resample import Axis, mirrored, resample
+from geoseg.raster.stack import StackReader
 from geoseg.raster.window import Window
 
 
@@ -54,7 +55,7 @@ class Stitching:
         """The resampling from the work grid to the scene along rows (0) or columns (1)."""
         return Axis(self.work_shape[axis], self.scene_shape[axis])
 
-    def read_core(self, reader: SceneReader, core: Window, bands: tuple[int, ...]) -> Raster:
+    def read_core(self, reader: SceneReader | StackReader, core: Window, bands: tuple[int, ...]) -> Raster:
         """Pixels and validity of a core and the margin around it, on the work grid, mirrored outside the scene."""
         around = core.grown(self.margin)
         rows = mirrored(around.row_off, around.row_end, self.work_shape[0])
@@ -64,9 +65,11 @@ class Stitching:
         if (box[1] - box[0], box[3] - box[2]) == (around.height, around.width):
             return inside
         rows, cols = rows - box[0], cols - box[2]
-        return Raster(inside.pixels[:, rows[:, None], cols[None, :]], inside.valid[rows[:, None], cols[None, :]])
+        return Raster(inside.pixels[:, rows[:, None], cols[None, :]], inside.valid[..., rows[:, None], cols[None, :]])
 
-    def _read_box(self, reader: SceneReader, box: tuple[int, int, int, int], bands: tuple[int, ...]) -> Raster:
+    def _read_box(
+        self, reader: SceneReader | StackReader, box: tuple[int, int, int, int], bands: tuple[int, ...]
+    ) -> Raster:
         if self.level_shape == self.work_shape:
             window = Window(box[2], box[0], box[3] - box[2], box[1] - box[0])
             return reader.read(window, bands, level=self.level)
@@ -77,16 +80,20 @@ class Stitching:
         source = reader.read(
             Window(col_start, row_start, col_end - col_start, row_end - row_start), bands, level=self.level
         )
-        return Raster(*resample(source.pixels, source.valid, row_axis, col_axis, box, (row_start, col_start)))
+        resampled = [
+            Raster(*resample(one.pixels, one.valid, row_axis, col_axis, box, (row_start, col_start)))
+            for one in source.dates()
+        ]
+        return resampled[0] if source.valid.ndim == 2 else Raster.stacked(resampled)
 
     def read_valid(
-        self, reader: SceneReader, write: Window, around: Raster, bands: tuple[int, ...]
+        self, reader: SceneReader | StackReader, write: Window, around: Raster, bands: tuple[int, ...]
     ) -> npt.NDArray[Any]:
         """Valid pixels (row, col) of a write window, always those of the scene's own pixels."""
         if not self.is_native or self.level:
             return reader.read_valid(write, bands)
         margin = self.margin
-        return around.valid[margin : margin + write.height, margin : margin + write.width]
+        return around.valid_at_all[margin : margin + write.height, margin : margin + write.width]
 
     def taps(self, axis: int, start: int, end: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Work-grid indexes and weights (tap, pixel) that make the scene's pixels ``start`` to ``end`` of an axis."""

@@ -65,21 +65,24 @@ class Grid:
         """Ground length in metres of a step of one column and of one row at the centre of the grid.
 
         On Earth it is measured on the WGS 84 ellipsoid, so that Web Mercator's stretching is undone; a grid of another
-        body, or one whose centre has no longitude, is taken at the unit of its CRS.
+        body, or one whose centre has no longitude or lies so far out that a step is lost in rounding, is taken at the unit
+        of its CRS.
         """
         row, col = self.height / 2, self.width / 2
         lonlat = self.to_lonlat([col, col + 1, col], [row, row, row + 1])
-        if lonlat is None or not np.isfinite(lonlat).all():
-            a, b, _, d, e, _ = self.geotransform
-            unit_m = self.crs.units_factor[1] * (_WGS84_RADIUS_M if self.crs.is_geographic else 1)
-            return math.hypot(a, d) * unit_m, math.hypot(b, e) * unit_m
-        lon, lat = lonlat
-        sin2 = math.sin(math.radians(lat[0])) ** 2
-        north_m = math.radians(1) * _WGS84_RADIUS_M * (1 - _WGS84_E2) / (1 - _WGS84_E2 * sin2) ** 1.5
-        east_m = math.radians(1) * _WGS84_RADIUS_M / math.sqrt(1 - _WGS84_E2 * sin2) * math.cos(math.radians(lat[0]))
-        steps = [((lon[i] - lon[0] + 540) % 360 - 180, lat[i] - lat[0]) for i in (1, 2)]
-        across, down = (math.hypot(dlon * east_m, dlat * north_m) for dlon, dlat in steps)
-        return across, down
+        if lonlat is not None and np.isfinite(lonlat).all():
+            lon, lat = lonlat
+            sin2 = math.sin(math.radians(lat[0])) ** 2
+            radius_m = math.radians(1) * _WGS84_RADIUS_M
+            north_m = radius_m * (1 - _WGS84_E2) / (1 - _WGS84_E2 * sin2) ** 1.5
+            east_m = radius_m / math.sqrt(1 - _WGS84_E2 * sin2) * math.cos(math.radians(lat[0]))
+            steps = [((lon[i] - lon[0] + 540) % 360 - 180, lat[i] - lat[0]) for i in (1, 2)]
+            across, down = (math.hypot(dlon * east_m, dlat * north_m) for dlon, dlat in steps)
+            if across and down:
+                return across, down
+        a, b, _, d, e, _ = self.geotransform
+        unit_m = self.crs.units_factor[1] * (_WGS84_RADIUS_M if self.crs.is_geographic else 1)
+        return math.hypot(a, d) * unit_m, math.hypot(b, e) * unit_m
 
     @property
     def resolution_m(self) -> float:

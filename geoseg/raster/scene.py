@@ -22,10 +22,14 @@ _ASSET = re.compile(r"(?:mask|probabilities)-[0-9a-f]{16}\.tif")
 
 @dataclass(frozen=True, slots=True)
 class SceneRef:
-    """Where a scene lies and the id under which its mask is published."""
+    """Where a scene lies and the id under which its mask is published.
+
+    For a stack ``dates`` has the URI of the scene at each date, "" where there is none, and ``uri`` is the first of them.
+    """
 
     id: str
     uri: str
+    dates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ def list_scenes(sources: Iterable[str], *, out: str | None = None) -> list[Scene
                 f"{store.redact(source)}: no scene found there (looked for {', '.join(_SUFFIXES)}); check the path or prefix"
             )
         names = found | names
-    slugs = {uri: _slug(name) for uri, name in names.items()}
-    taken = Counter(slug.lower() for slug in slugs.values())
-    refs = [SceneRef(slug if taken[slug.lower()] == 1 else _with_hash(slug, uri), uri) for uri, slug in slugs.items()]
+    ids = {uri: slug(name) for uri, name in names.items()}
+    taken = Counter(one.lower() for one in ids.values())
+    refs = [SceneRef(one if taken[one.lower()] == 1 else _with_hash(one, uri), uri) for uri, one in ids.items()]
     return sorted(refs, key=lambda ref: ref.uri)
 
 
@@ -174,15 +178,16 @@ def _lines(uri: str) -> Iterator[str]:
             yield text
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A name as an id: without suffix, with nothing but letters, digits, dots, dashes and underscores."""
     stem = name
     for suffix in _SUFFIXES:
         if stem.lower().endswith(suffix):
             stem = stem[: -len(suffix)]
             break
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.").lstrip("_") or "scene"
-    return slug if slug == stem.replace("/", "-") and len(slug) <= _MAX_ID else _with_hash(slug[:_MAX_ID], name)
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.").lstrip("_") or "scene"
+    return made if made == stem.replace("/", "-") and len(made) <= _MAX_ID else _with_hash(made[:_MAX_ID], name)
 
 
-def _with_hash(slug: str, text: str) -> str:
-    return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def _with_hash(name: str, text: str) -> str:
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

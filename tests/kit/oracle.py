@@ -35,41 +35,46 @@ def seeded_bundle(
     depth: int = 2,
     width: int = 4,
     bands: tuple[str, ...] = ("red", "green", "blue"),
-    dtype: Any = "uint8",
-    resolution_m: float | None = None,
+    dates: int = 1,
+    **described: Any,
 ) -> Path:
-    """Save an untrained network whose logits vary with the image; the folder is its URI."""
+    """Save an untrained network whose logits vary with the image; the folder is its URI.
+
+    Further keywords go into its description (``dtype``, ``resolution_m``).
+    """
     torch.manual_seed(seed)
     variant = UNetVariant(name=name, depth=depth, width=width, norm="batch")
-    network = build(variant, len(bands), len(CLASSES))
+    network = build(variant, len(bands), len(CLASSES), dates=dates)
     for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.05, 0.4)
-    _balance(network.eval(), len(bands))
+    _balance(network.eval(), len(bands), dates)
     description = BundleDescription(
         name=f"seed-{seed}",
         variant=variant,
+        dates=dates,
         bands=bands,
-        dtype=dtype,
-        resolution_m=resolution_m,
         mean=(110.0,) * len(bands),
         std=(50.0,) * len(bands),
         classes=CLASSES,
         origin="not trained, for tests",
+        **{"resolution_m": None, **described},
     )
     save_bundle(Bundle.from_network(network, description), str(folder))
     return folder
 
 
-def _balance(network: Network, num_bands: int) -> None:
+def _balance(network: Network, num_bands: int, dates: int) -> None:
     """Shift and stretch the logits so that each class wins somewhere."""
-    image = torch.randn(1, num_bands, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    image = torch.randn(1, num_bands * dates, 16, 16).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    if dates > 1:
+        image = torch.cat([image.unflatten(1, (dates, -1)), torch.ones(1, dates, 1, 128, 128)], dim=2).flatten(1, 2)
     heads = getattr(network, "heads", None) or [network.head]  # logits are the mean of the heads'
     with torch.no_grad():
         logits = network(image).transpose(0, 1).flatten(1)
         for head in heads:
-            head.weight.div_(logits.std(1)[:, None, None, None])
+            head.weight.div_(logits.std(1).reshape(-1, *[1] * (head.weight.ndim - 1)))
             head.bias.copy_((head.bias - logits.mean(1)) / logits.std(1))
 
 
@@ -109,8 +114,11 @@ def mirrored_whole(image: npt.NDArray[Any], halo: int, stride: int) -> npt.NDArr
 
 
 def whole_logits(bundle: Bundle, image: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> torch.Tensor:
-    """Logits (class, row, col) of an image run once, padded="same", with a mirrored border."""
-    network = bundle.network().folded().to(memory_format=torch.channels_last)
+    """Logits (class, row, col) of an image run once, padded="same", with a mirrored border; ``valid`` (row, col).
+
+    Of a stack ``image`` holds date after date, and ``valid`` is (date, row, col).
+    """
+    network = bundle.network().folded()
     halo, stride = network.halo, network.stride
     pixels = torch.from_numpy(mirrored_whole(image, halo, stride).copy())[None]
     counts = torch.from_numpy(mirrored_whole(valid, halo, stride).copy())[None]

@@ -13,8 +13,18 @@ from geoseg.model.network import Network
 from geoseg.model.reach import derive_reach
 from geoseg.model.resunet import ResUNet
 from geoseg.model.unet import UNet
+from geoseg.model.unet3d import UNet3D
 from geoseg.model.unet_plus_plus import UNetPlusPlus
-from geoseg.model.variants import VARIANTS, build
+from geoseg.model.variants import STACK_VARIANTS, VARIANTS, build
+from geoseg.model.vnet import VNet
+from geoseg.model.volume import Conv3d, mean_over_dates
+
+DATES = 2
+
+
+def channels(name: str) -> int:
+    """Input channels of ``seeded``: two bands, for a stack with validity and at each date."""
+    return 3 * DATES if name in STACK_VARIANTS else 2
 
 
 def num_parameters(network: Network) -> int:
@@ -24,20 +34,22 @@ def num_parameters(network: Network) -> int:
 def seeded(name: str, depth: int, norm: str, *, width: int = 3) -> Network:
     """An untrained network in evaluation mode whose norms have seen something."""
     torch.manual_seed(depth)
-    network = build(UNetVariant(name=name, depth=depth, width=width, norm=norm), 2, 3)
+    network = build(
+        UNetVariant(name=name, depth=depth, width=width, norm=norm), 2, 3, dates=DATES if name in STACK_VARIANTS else 1
+    )
     for _ in range(2):
-        network(torch.randn(2, 2, 4 * 2**depth, 4 * 2**depth) * 2 + 1)
+        network(torch.randn(2, channels(name), 4 * 2**depth, 4 * 2**depth) * 2 + 1)
     return network.eval()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *STACK_VARIANTS])
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 class TestEveryVariant:
     def test_both_paddings_give_the_core_the_same_logits(self, name: str, norm: str, depth: int) -> None:
         network = seeded(name, depth, norm).double()
         side = 3 * network.stride + 2 * network.margin
-        image = torch.randn(1, 2, side, side + network.stride, dtype=torch.double)
+        image = torch.randn(1, channels(name), side, side + network.stride, dtype=torch.double)
         with torch.inference_mode():
             same = network.core_logits(image)
             with network.padded("valid"):
@@ -47,11 +59,11 @@ class TestEveryVariant:
 
     def test_the_margin_is_enough_and_one_stride_less_is_not(self, name: str, norm: str, depth: int) -> None:
         """Pixels beyond the margin move no logit of the core; some pixel less than a stride inside it does."""
-        network = seeded(name, depth, norm).double()
+        network = seeded(name, depth, norm, width=1 if name == "vnet" else 3).double()
         stride, margin = network.stride, network.margin
         around = -(-margin // stride) * stride + 2 * stride
         side = stride + 2 * around
-        image = torch.randn(1, 2, side, side, dtype=torch.double, requires_grad=True)
+        image = torch.randn(1, channels(name), side, side, dtype=torch.double, requires_grad=True)
         core = network(image)[..., around : around + stride, around : around + stride]
         moved = torch.zeros(side, side, dtype=torch.bool)
         for _ in range(4):  # an image may leave a path of ReLUs dark; not four of them
@@ -67,9 +79,12 @@ class TestEveryVariant:
 
     def test_folding_batch_norm_keeps_the_function(self, name: str, norm: str, depth: int) -> None:
         network = seeded(name, depth, norm)
-        image = torch.randn(1, 2, 8 * network.stride, 6 * network.stride)
+        image = torch.randn(1, channels(name), 8 * network.stride, 6 * network.stride)
         folded = network.folded()
-        norms = [sum(isinstance(one, torch.nn.BatchNorm2d) for one in each.modules()) for each in (network, folded)]
+        norms = [
+            sum(isinstance(one, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)) for one in each.modules())
+            for each in (network, folded)
+        ]
         assert norms[1] < norms[0] or norm == "none"
         with torch.inference_mode():
             torch.testing.assert_close(folded(image), network(image), rtol=1e-4, atol=1e-4)
@@ -78,7 +93,7 @@ class TestEveryVariant:
     def test_a_side_that_halves_unevenly_is_refused(self, name: str, norm: str, depth: int) -> None:
         network = seeded(name, depth, norm)
         with pytest.raises(ValueError, match="must be even"):
-            network(torch.zeros(1, 2, 2**depth - 1, 2**depth * 8))
+            network(torch.zeros(1, channels(name), 2**depth - 1, 2**depth * 8))
 
 
 def test_the_paper_s_unet() -> None:
@@ -154,6 +169,53 @@ def test_bilinear_is_torch_s(shape: tuple[int, int]) -> None:
     if min(shape) > 1:
         raised.pad("valid")
         torch.testing.assert_close(raised(features), expected[..., 1:-1, 1:-1])
+
+
+def test_the_paper_s_3d_unet() -> None:
+    """19,069,955 parameters, 132 pixels in, 44 out (Çiçek et al. 2016, section 2); norms are not among the counted."""
+    assert num_parameters(UNet3D(3, 3, norm="none")) == 19_069_955
+    network = UNet3D(3, 3, padding="valid", width=1)
+    assert 132 - 2 * network.reach.shrinkage == 44
+
+
+def test_the_paper_s_vnet() -> None:
+    """Its stages have 1, 2, 3, 3 convolutions, 3 at the bottom: 551 pixels seen (Milletari et al. 2016, table 1).
+
+    The table counts an up-convolution of kernel 2 as if a pixel came of two: 1, 2, 4 and 8 pixels too many. The first
+    pixel of a core sees the margin before it, the last one the margin behind it, 16 pixels further on.
+    """
+    network = VNet(1, 2)
+    assert [sum(isinstance(one, Conv3d) for one in stage.convs) for stage in network.down] == [1, 2, 3, 3, 3]
+    assert [sum(isinstance(one, Conv3d) for one in stage.convs) for stage in network.up] == [3, 3, 2, 1]
+    assert network.stride == 16
+    seen, jump, after = 1, 1, []
+    for stage in network.down:
+        seen += 4 * jump * sum(isinstance(one, Conv3d) for one in stage.convs)
+        after.append(seen)
+        seen, jump = seen + jump, 2 * jump
+    assert after == [5, 22, 72, 172, 372]
+    assert network.margin == 274
+
+
+@pytest.mark.parametrize("made", [UNet3D, VNet])
+def test_a_date_that_is_not_valid_does_not_vote(made: type[UNet3D | VNet]) -> None:
+    torch.manual_seed(1)
+    network = made(3, 3, dates=3, depth=1, width=2).eval()
+    stack = torch.randn(1, 3, 3, 16, 16)
+    stack[:, :, 2] = 1  # valid
+    of_dates = []
+    network.head.register_forward_hook(lambda _layer, _image, out: of_dates.append(out))
+    with torch.inference_mode():
+        stack[:, 1] = 0
+        stack[:, 1, 2] = 0
+        logits = network(stack.flatten(1, 2))
+    torch.testing.assert_close(logits, (of_dates[0][:, :, 0] + of_dates[0][:, :, 2]) / 2)
+    torch.testing.assert_close(logits, mean_over_dates(of_dates[0], stack.transpose(1, 2)))
+
+
+def test_dates_are_for_stacks() -> None:
+    with pytest.raises(ConfigError, match="a unet takes one date, got 4; stacks are for unet3d and vnet"):
+        build(UNetVariant(), 3, 3, dates=4)
 
 
 @pytest.mark.parametrize(("depth", "margin"), [(1, 8), (2, 22), (3, 46), (4, 94)])

@@ -18,7 +18,7 @@ from kit.oracle import mirrored_whole, published_mask, seeded_bundle, whole_logi
 
 import geoseg
 from geoseg.model.description import UNetVariant
-from geoseg.model.variants import VARIANTS, build
+from geoseg.model.variants import STACK_VARIANTS, VARIANTS, build
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.stitch import Stitching
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
@@ -56,22 +56,27 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize(("depth", "width"), [(1, 2), (2, 4), (3, 16), (4, 8)])
+@pytest.mark.parametrize(
+    ("name", "depth", "width", "side"),
+    [(name, *shape, 512) for name in VARIANTS for shape in ((1, 2), (2, 4), (3, 16), (4, 8))]
+    + [(name, *shape, 256) for name in STACK_VARIANTS for shape in ((1, 2), (2, 4), (3, 4))],
+)
 def test_not_a_bit_of_a_logit_depends_on_size_batch_or_threads(
-    depth: int, width: int, name: Any, threads: Callable[[int], None]
+    name: Any, depth: int, width: int, side: int, threads: Callable[[int], None]
 ) -> None:
     torch.manual_seed(depth)
-    network = build(UNetVariant(name=name, depth=depth, width=width, norm="batch"), 3, 3).eval().folded()
-    network.to(memory_format=torch.channels_last)
+    dates = 4 if name in STACK_VARIANTS else 1
+    variant = UNetVariant(name=name, depth=depth, width=width, norm="batch")
+    network = build(variant, 3, 3, dates=dates).eval().folded()
     network.padding = "valid"
     margin = 2 * network.margin
-    image = torch.randn(1, 3, 512 + margin, 512 + margin).to(memory_format=torch.channels_last)
+    channels = 16 if name in STACK_VARIANTS else 3
+    image = torch.randn(1, channels, side + margin, side + margin).to(memory_format=torch.channels_last)
     threads(2)
     with torch.inference_mode():
         whole = network.core_logits(image)
     for num_threads, batch, (rows, cols) in itertools.product(
-        (1, 2, 4), (1, 3), [(512, 16), (16, 512), (256, 256), (128, 96), (48, 48), (16, 16)]
+        (1, 2, 4), (1, 3), [(side, 16), (16, side), (256, 256), (128, 96), (48, 48), (16, 16)]
     ):
         threads(num_threads)
         window = image[..., : rows + margin, : cols + margin].expand(batch, -1, -1, -1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from rasterio.crs import CRS
@@ -67,6 +67,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 @settings(deadline=None)
 @given(st.tuples(FINITE, FINITE, FINITE, FINITE, FINITE, FINITE))
+@example((0.0, 1.0, 0.0, 1.0, 0.0, 8189470254308979.0))
 def test_any_six_numbers_make_a_grid_with_a_size_or_are_refused(geotransform: tuple[float, ...]) -> None:
     """A damaged file may hold any numbers; what is done with an accepted grid (areas, ratios) must be finite too."""
     try:
