@@ -14,7 +14,7 @@ from functools import cached_property
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geoseg.model.blocks import Conv2d, Padding, Subsample, UnevenError, UpsampleBilinear, fold_norms
+from geoseg.model.blocks import PADDED, Padding, UnevenError, fold_norms
 from geoseg.model.reach import Reach, derive_reach
 
 
@@ -60,9 +60,10 @@ class Network(nn.Module):
     @padding.setter
     def padding(self, padding: Padding) -> None:
         for module in self.modules():
-            if isinstance(module, (Conv2d, Subsample, UpsampleBilinear)):
+            if isinstance(module, PADDED):
                 module.pad(padding)
-        self._padding = padding
+            elif isinstance(module, Network):
+                module._padding = padding  # noqa: SLF001 (it is this class's own)
 
     @contextmanager
     def padded(self, padding: Padding) -> Iterator[None]:
