@@ -49,7 +49,7 @@ class Pyramid(Network):
 
     def __init__(self, network: Network, scales: Sequence[int], *, resampling: Resampling = "bilinear") -> None:
         super().__init__()
-        if not scales or [*scales] != sorted({2 ** max(0, scale.bit_length() - 1) for scale in scales}):
+        if not scales or [*scales] != sorted({scale for scale in scales if scale > 0 and scale.bit_count() == 1}):
             raise ConfigError(f"a pyramid wants rising powers of two, for example 1,2,4, got {list(scales)}")
         self.network = network
         self.scales = tuple(scales)

@@ -143,7 +143,15 @@ def test_a_pyramid_is_the_mean_over_halvings_by_torch(resampling: str) -> None:
     torch.testing.assert_close(alone(image), each[2], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scales", [(), (2, 1), (1, 3), (2, 2), (0, 1)])
+def test_padding_reaches_the_network_within() -> None:
+    network = seeded()
+    hybrid = FlipsAndTurns(Pyramid(network, (1, 2)))
+    with hybrid.padded("valid"):
+        assert network.padding == "valid"
+    assert network.padding == "same"
+
+
+@pytest.mark.parametrize("scales", [(), (2, 1), (1, 3), (2, 2), (0, 1), (-1, 1)])
 def test_a_pyramid_of_other_than_rising_powers_of_two_is_refused(scales: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="rising powers of two, for example 1,2,4"):
         Pyramid(seeded(), scales)
