@@ -76,7 +76,7 @@ class TestEveryHybrid:
 @pytest.mark.parametrize("resampling", ["bilinear", "nearest"])
 def test_stride_and_margin_are_those_of_the_coarsest_scale(name: str, scales: tuple[int, ...], resampling: str) -> None:
     """What bilinear needs beyond a core costs a step of the deepest level at most."""
-    for depth in (1, 2, 3, 4):
+    for depth in (1, 3):
         network = build(UNetVariant(name=name, depth=depth, width=1, norm="batch"), 2, 3)
         pyramid = Pyramid(network, scales, resampling=resampling)
         assert pyramid.stride == network.stride * scales[-1]
