@@ -95,6 +95,9 @@ def _how_to_read(command: Any) -> Any:
 @click.option("--out", help="Folder or prefix for masks and items.")
 @click.option("--config", type=click.Path(dir_okay=False), help="Job file (TOML); options here overrule it.")
 @_how_to_read
+@click.option("--flips-and-turns", is_flag=True, default=None, help="Mean logits of the eight ways to look at a scene.")
+@click.option("--pyramid", callback=_numbers(int), help="Mean logits of the scene at 1/1, 1/2 and so on: 1,2,4.")
+@click.option("--resampling", type=click.Choice(["bilinear", "nearest"]), help="Of a pyramid.  [default: bilinear]")
 @click.option("--probabilities", is_flag=True, default=None, help="Also publish the probability of each class.")
 @click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
 @click.option("--batch", type=int, help="Windows per forward pass.")

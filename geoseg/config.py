@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     FiniteFloat,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -29,6 +30,7 @@ else:
 
 _T = TypeVar("_T", bound=BaseModel)
 DEFAULT_BUNDLE = "roads-buildings"
+_CAME_LATER = frozenset({"flips_and_turns", "pyramid", "resampling"})
 
 
 class _Section(BaseModel):
@@ -41,8 +43,11 @@ class PredictConfig(_Section):
     ``resolution``: ``bundle`` reads a scene at the bundle's pixel size unless it is within a factor 1.5 of it,
     ``native`` at the scene's own, a number at that many metres. ``bands``: places of the bundle's bands in the scene,
     counted from 1. ``scale``: raw values that correspond to the ends of the bundle's value range, for scenes of another
-    dtype. ``aoi``: URI of a GeoJSON file; outside its polygons the mask is nodata. ``window``: side of a write window in
-    pixels of the scene. ``batch``: windows per forward pass.
+    dtype. ``aoi``: URI of a GeoJSON file; outside its polygons the mask is nodata. ``flips_and_turns``: take the mean of
+    the logits of the eight ways to flip and turn a scene. ``pyramid``: take the mean of the logits of the scene
+    down-sampled by each of these factors; (2,) alone is a detour over half the resolution. ``resampling``: how a pyramid
+    goes down and back up; ``bilinear`` unless said otherwise. ``window``: side of a write window in pixels of the scene.
+    ``batch``: windows per forward pass.
     """
 
     resolution: Literal["bundle", "native"] | Annotated[FiniteFloat, Field(gt=0)] = "bundle"
@@ -52,6 +57,9 @@ class PredictConfig(_Section):
     assume_crs: str | None = None
     sidecar_mask: bool = False
     aoi: str | None = None
+    flips_and_turns: bool = False
+    pyramid: tuple[Literal[1, 2, 4, 8], ...] | None = None
+    resampling: Annotated[Literal["bilinear", "nearest"] | None, Field(validate_default=True)] = None
     probabilities: bool = False
     window: Literal[512, 1024, 2048, 4096, 8192] | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -63,14 +71,35 @@ class PredictConfig(_Section):
             raise ValueError(f"scale must be two rising values, got {scale[0]} and {scale[1]}")
         return scale
 
+    @field_validator("pyramid")
+    @classmethod
+    def _pyramid_rises(cls, pyramid: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if pyramid is not None and (pyramid in ((), (1,)) or [*pyramid] != sorted(set(pyramid))):
+            raise ValueError(
+                "a pyramid must be rising factors, for example 1,2,4, or 2 alone; leave it out for 1 alone"
+            )
+        return pyramid
+
+    @field_validator("resampling")
+    @classmethod
+    def _resampling_of_a_pyramid(cls, resampling: str | None, info: ValidationInfo) -> str | None:
+        pyramid = info.data.get("pyramid")
+        if pyramid is None and resampling is not None:
+            raise ValueError("resampling has no effect without a pyramid; say its factors too, for example 1,2,4")
+        return resampling if pyramid is None else resampling or "bilinear"
+
     @field_serializer("nodata", when_used="json")
     def _nodata_in_json(self, nodata: float | None) -> float | str | None:
         """JSON has no NaN and no infinity; they are written as text, which reads back as the number."""
         return nodata if nodata is None or math.isfinite(nodata) else str(nodata)
 
     def pixel_settings(self) -> dict[str, Any]:
-        """The settings that change pixels, for the fingerprint; window and batch are not among them."""
-        return self.model_dump(mode="json", exclude={"window", "batch", "aoi"})
+        """The settings that change pixels, for the fingerprint; window and batch are not among them.
+
+        One that came later and is not in use is left out, so that what was published before keeps its fingerprint.
+        """
+        settings = self.model_dump(mode="json", exclude={"window", "batch", "aoi"})
+        return {key: value for key, value in settings.items() if value or key not in _CAME_LATER}
 
 
 class ClusterConfig(_Section):

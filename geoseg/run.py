@@ -24,6 +24,7 @@ from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
+from geoseg.predict.predictor import network_to_run
 from geoseg.predict.progress import Progress
 from geoseg.raster import store
 from geoseg.raster.geotiff import cache_bytes
@@ -97,7 +98,7 @@ def make_run_spec(job: Job) -> RunSpec:
     """What the scenes of a job share. Raises BundleError, ConfigError."""
     set_memory_up()
     bundle = load_bundle(job.bundle)
-    network = bundle.network()
+    network = network_to_run(bundle, job.predict)
     chosen = job.predict.bands
     if chosen is not None and len(chosen) != len(bundle.description.bands):
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from kit.oracle import seeded_bundle, write_scene
 
 import geoseg
 import geoseg.errors
+from geoseg.cli import main
 from geoseg.predict.progress import Progress
 from geoseg.raster.synthetic import synthetic_image
 
@@ -59,6 +62,22 @@ def test_predict_says_what_it_did(scene: Path, bundle: Path, tmp_path: Path) -> 
     again = run("predict", scene, "--out", tmp_path, "--bundle", bundle, "--probabilities")
     assert again.stdout.startswith("unchanged: a: ")
     assert run("verify", tmp_path).returncode == 0
+
+
+def test_a_scene_is_looked_at_as_the_options_say(scene: Path, bundle: Path, tmp_path: Path) -> None:
+    words = ["predict", str(scene), "--out", str(tmp_path), "--bundle", str(bundle), "--engine", "local"]
+    done = CliRunner().invoke(main, [*words, "--flips-and-turns", "--pyramid", "1,2", "--resampling", "nearest"])
+    assert done.exit_code == 0, done.output
+    settings = json.loads((tmp_path / "a" / "item.json").read_text())["properties"]["geoseg:settings"]
+    assert (settings["flips_and_turns"], settings["pyramid"], settings["resampling"]) == (True, [1, 2], "nearest")
+    for wrong, sentence in (
+        (["--resampling", "nearest"], "geoseg: the command line: predict.resampling: .*no effect without a pyramid"),
+        (["--pyramid", "4,2"], "geoseg: the command line: predict.pyramid: .*rising factors"),
+        (["--pyramid", "1,x"], "wants numbers with commas"),
+    ):
+        refused = CliRunner().invoke(main, [*words, *wrong])
+        assert refused.exit_code == 2
+        assert re.search(sentence, refused.output), refused.output
 
 
 def test_probabilities_agree_with_the_mask(scene: Path, bundle: Path, tmp_path: Path) -> None:

@@ -20,6 +20,13 @@ MINIMAL = 'scenes = ["a.tif"]\nout = "out"\n'
         (MINIMAL + "[predict]\nwindow = 500\n", "predict.window.*512.*got 500"),
         (MINIMAL + "[predict]\nscale = [5, 5]\n", "rising"),
         (MINIMAL + "[predict]\nresolution = 'fine'\n", "resolution.*got 'fine'"),
+        (MINIMAL + "[predict]\npyramid = [2, 1]\n", "predict.pyramid.*rising factors, for example 1,2,4.*got"),
+        (MINIMAL + "[predict]\npyramid = [2, 2]\n", "rising factors"),
+        (MINIMAL + "[predict]\npyramid = []\n", "rising factors"),
+        (MINIMAL + "[predict]\npyramid = [1]\n", "leave it out for 1 alone"),
+        (MINIMAL + "[predict]\npyramid = [1, 3]\n", "predict.pyramid.*got 3"),
+        (MINIMAL + "[predict]\nresampling = 'nearest'\n", "predict.resampling.*no effect without a pyramid"),
+        (MINIMAL + "[predict]\npyramid = [2]\nresampling = 'cubic'\n", "predict.resampling.*got 'cubic'"),
         (MINIMAL + "[cluster]\nworkers = 0\n", "cluster.workers.*greater than or equal to 1"),
         ('scenes = ["a.tif"]\n', "'out' is missing"),
         ('scenes = []\nout = "o"\n', "scenes"),
@@ -48,7 +55,40 @@ def test_the_schema_knows_every_section() -> None:
 
 
 def test_every_setting_of_pixels_is_in_the_fingerprint_and_no_other() -> None:
-    assert set(PredictConfig.model_fields) - set(PredictConfig().pixel_settings()) == {"window", "batch", "aoi"}
+    all_in_use = PredictConfig(flips_and_turns=True, pyramid=(1, 2))
+    assert set(PredictConfig.model_fields) - set(all_in_use.pixel_settings()) == {"window", "batch", "aoi"}
+
+
+def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_changes_it() -> None:
+    before = {
+        "resolution": "bundle",
+        "bands": None,
+        "scale": None,
+        "nodata": None,
+        "assume_crs": None,
+        "sidecar_mask": False,
+        "probabilities": False,
+    }
+    assert PredictConfig().pixel_settings() == before
+    assert PredictConfig(flips_and_turns=False, pyramid=None).pixel_settings() == before
+    told = [
+        PredictConfig(**settings).pixel_settings()
+        for settings in (
+            {"flips_and_turns": True},
+            {"pyramid": (1, 2)},
+            {"pyramid": (2,)},
+            {"pyramid": (2,), "resampling": "nearest"},
+            {"pyramid": (2,), "flips_and_turns": True},
+        )
+    ]
+    assert len({json.dumps(settings) for settings in [before, *told]}) == 6
+
+
+def test_bilinear_said_or_not_is_the_same_pyramid() -> None:
+    said = PredictConfig(pyramid=(1, 2), resampling="bilinear")
+    assert said == PredictConfig(pyramid=(1, 2))
+    assert PredictConfig(**said.model_dump(mode="json")) == said
+    assert PredictConfig(**PredictConfig().model_dump(mode="json")) == PredictConfig()
 
 
 def test_the_example_job_is_valid() -> None:

@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Padding = Literal["same", "valid"]
 Norm = Literal["none", "batch"]
+Resampling = Literal["bilinear", "nearest"]
 
 KERNEL = 3
 _SMALL_VALUES = 20_480
@@ -96,29 +97,38 @@ class UpsampleNearest(nn.Module):
 
 
 class UpsampleBilinear(nn.Module):
-    """Twice as many rows and columns, bilinear between the centres of pixels.
+    """``factor`` times the rows and columns (a power of two), weighted between the centres of pixels.
 
-    Made of single products and sums, so each pixel rounds alike wherever it lies; ``F.interpolate`` does not.
+    As ``F.interpolate`` without ``align_corners`` has it, but each product and sum is rounded by itself, so that the last
+    bit of a pixel is the same in any window. With valid padding the half pixels outside the outermost centres are left
+    out; with same padding they repeat the border.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, factor: int = 2) -> None:
         super().__init__()
-        self._padding: Padding = "same"
+        self.factor = factor
+        self._repeated = 1
 
     def pad(self, padding: Padding) -> None:
-        """See ``Conv2d.pad``; with ``same`` the outermost pixels stand for those beyond."""
-        self._padding = padding
+        """See ``Conv2d.pad``."""
+        self._repeated = 1 if padding == "same" else 0
 
     def forward(self, features_bchw: Tensor) -> Tensor:
-        """Features (b, c, 2 h, 2 w), 2 fewer with valid padding."""
-        if self._padding == "same":
+        """Features (b, c, ``factor`` h, ``factor`` w), fewer by ``factor`` with valid padding."""
+        rim = self._repeated * self.factor // 2
+        if rim:
             features_bchw = F.pad(features_bchw, (1, 1, 1, 1), mode="replicate")
-        for axis in (-2, -1):
-            num = features_bchw.shape[axis] - 1
-            before, after = features_bchw.narrow(axis, 0, num), features_bchw.narrow(axis, 1, num)
-            pair = (before * 0.75 + after * 0.25, before * 0.25 + after * 0.75)
-            features_bchw = torch.stack(pair, dim=features_bchw.ndim + axis + 1).flatten(axis - 1, axis)
-        return features_bchw[..., 1:-1, 1:-1] if self._padding == "same" else features_bchw
+        features_bchw = self._between(self._between(features_bchw, -2), -1)
+        rows, cols = features_bchw.shape[-2:]
+        return features_bchw[..., rim : rows - rim, rim : cols - rim]
+
+    def _between(self, features_bchw: Tensor, axis: int) -> Tensor:
+        """``factor`` steps along an axis from each pixel's centre to the next one's."""
+        steps = features_bchw.shape[axis] - 1
+        before, after = features_bchw.narrow(axis, 0, steps), features_bchw.narrow(axis, 1, steps)
+        weights = [(2 * step + 1) / (2 * self.factor) for step in range(self.factor)]
+        between = torch.stack([before * (1 - weight) + after * weight for weight in weights], axis)
+        return between.flatten(axis - 1, axis)
 
 
 class Sigmoid(nn.Module):
@@ -145,6 +155,43 @@ class Subsample(nn.Module):
         check_even(features_bchw)
         rows, cols = (size - self._first for size in features_bchw.shape[-2:])
         return features_bchw[..., self._first : rows : 2, self._first : cols : 2]
+
+
+class Downsample(nn.Module):
+    """Half the rows and columns: the mean of 2 x 2 pixels (``bilinear``) or the first of them (``nearest``).
+
+    As ``F.interpolate`` by 1/2 has it, but in sums of two, so that the last bit of a pixel is the same in any window.
+    """
+
+    def __init__(self, resampling: Resampling) -> None:
+        super().__init__()
+        self.resampling = resampling
+
+    def forward(self, image_bkhw: Tensor) -> Tensor:
+        """Image (b, k, h / 2, w / 2). Raises UnevenError for a side that is odd."""
+        check_even(image_bkhw)
+        if self.resampling == "nearest":
+            return image_bkhw[..., ::2, ::2]
+        rows = image_bkhw[..., ::2, :] + image_bkhw[..., 1::2, :]
+        return (rows[..., ::2] + rows[..., 1::2]) * 0.25
+
+
+class Trim(nn.Module):
+    """With valid padding, takes ``pixels`` off each side that the layers behind it have no use for."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+        self.pad("same")
+
+    def pad(self, padding: Padding) -> None:
+        """See ``Conv2d.pad``."""
+        self._cut = self.pixels if padding == "valid" else 0
+
+    def forward(self, image_bkhw: Tensor) -> Tensor:
+        """The image (b, k, h - 2 ``pixels``, w - 2 ``pixels``)."""
+        rows, cols = (size - self._cut for size in image_bkhw.shape[-2:])
+        return image_bkhw[..., self._cut : rows, self._cut : cols]
 
 
 class DoubleConv(nn.Sequential):

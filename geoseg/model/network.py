@@ -64,7 +64,8 @@ class Network(nn.Module):
             pad = getattr(module, "pad", None)
             if pad is not None:
                 pad(padding)
-        self._padding = padding
+            elif isinstance(module, Network):
+                module._padding = padding  # noqa: SLF001 (it is this class's own)
 
     @contextmanager
     def padded(self, padding: Padding) -> Iterator[None]:

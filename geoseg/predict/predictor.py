@@ -8,26 +8,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from geoseg.config import PredictConfig
+from geoseg.errors import ConfigError
 from geoseg.model.bundle import Bundle
+from geoseg.model.hybrids import FlipsAndTurns, Pyramid
+from geoseg.model.network import Network
 from geoseg.raster.raster import Raster
+from geoseg.raster.window import BLOCK
 
 
 class Predictor:
     """A bundle's network, ready to run: batch norm folded, channels last, valid convolutions.
 
-    ``scale``: raw values that stand for the ends of the bundle's value range (None: the values are taken as they are).
     Results are in float32 without TF32, so that a GPU rounds as a CPU would.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", scale: tuple[float, float] | None = None) -> None:
+    def __init__(self, bundle: Bundle, config: PredictConfig, *, device: str = "cpu") -> None:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         self.device = torch.device(device)
         description = bundle.description
         self.normalization = description.normalization
-        if scale is not None:
-            self.normalization = self.normalization.rescaled(scale, description.value_range)
-        self.network = bundle.network().folded().to(self.device)
+        if config.scale is not None:
+            self.normalization = self.normalization.rescaled(config.scale, description.value_range)
+        self.network = network_to_run(bundle, config).folded().to(self.device)
         self.network.padding = "valid"
 
     @torch.inference_mode()
@@ -36,6 +40,24 @@ class Predictor:
         images = torch.stack([_tensor(raster.pixels) for raster in around]).to(self.device, non_blocking=True)
         valid = torch.stack([torch.from_numpy(raster.valid) for raster in around]).to(self.device, non_blocking=True)
         return self.network.core_logits(self.normalization(images, valid))
+
+
+def network_to_run(bundle: Bundle, config: PredictConfig) -> Network:
+    """The bundle's network, or what the settings make of it: at several resolutions, flipped and turned.
+
+    Raises ConfigError when its windows would have to begin on multiples of more than a block.
+    """
+    network = bundle.network()
+    if config.pyramid is not None:
+        assert config.resampling is not None
+        network = Pyramid(network, config.pyramid, resampling=config.resampling)
+        if network.stride > BLOCK:
+            raise ConfigError(
+                f"--pyramid {','.join(map(str, config.pyramid))}: on a network of depth {bundle.description.variant.depth} its "
+                f"windows would have to begin on multiples of {network.stride} pixels, {BLOCK} is the most; leave out the "
+                "largest factor"
+            )
+    return FlipsAndTurns(network) if config.flips_and_turns else network
 
 
 def _tensor(pixels: npt.NDArray[Any]) -> Tensor:

@@ -28,7 +28,7 @@ class Worker:
     def __init__(self, run: RunSpec, *, device: str | None = None, read_threads: int = 1) -> None:
         self.run_spec = run
         device = device or default_device()
-        self.predictor = Predictor(bundle_of(run), device=device, scale=run.config.scale)
+        self.predictor = Predictor(bundle_of(run), run.config, device=device)
         self.batch = run.config.batch or (8 if device.startswith("cuda") else 1)
         self.reader = WindowReader(run)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")

@@ -12,11 +12,13 @@ import rasterio
 import torch
 from rasterio.crs import CRS
 
+from geoseg.config import PredictConfig
 from geoseg.model.bundle import Bundle
 from geoseg.model.description import BundleDescription, ClassName, UNetVariant
 from geoseg.model.network import Network
 from geoseg.model.variants import build
 from geoseg.predict.bundles import save_bundle
+from geoseg.predict.predictor import network_to_run
 
 UTM = CRS.from_epsg(25832)
 AFFINE = rasterio.Affine(0.6, 0, 350_000.3, 0, -0.6, 5_600_000.7)
@@ -113,12 +115,14 @@ def mirrored_whole(image: npt.NDArray[Any], halo: int, stride: int) -> npt.NDArr
     return np.pad(image, pad, mode="reflect")
 
 
-def whole_logits(bundle: Bundle, image: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> torch.Tensor:
+def whole_logits(
+    bundle: Bundle, image: npt.NDArray[Any], valid: npt.NDArray[np.bool_], **settings: Any
+) -> torch.Tensor:
     """Logits (class, row, col) of an image run once, padded="same", with a mirrored border; ``valid`` (row, col).
 
     Of a stack ``image`` holds date after date, and ``valid`` is (date, row, col).
     """
-    network = bundle.network().folded()
+    network = network_to_run(bundle, PredictConfig(**settings)).folded()
     halo, stride = network.halo, network.stride
     pixels = torch.from_numpy(mirrored_whole(image, halo, stride).copy())[None]
     counts = torch.from_numpy(mirrored_whole(valid, halo, stride).copy())[None]
@@ -127,12 +131,12 @@ def whole_logits(bundle: Bundle, image: npt.NDArray[Any], valid: npt.NDArray[np.
     return logits[:, halo : halo + image.shape[1], halo : halo + image.shape[2]]
 
 
-def whole_mask(bundle: Bundle, path: Path) -> npt.NDArray[np.uint8]:
+def whole_mask(bundle: Bundle, path: Path, **settings: Any) -> npt.NDArray[np.uint8]:
     """The mask that a scene should get: rasterio reads it whole, the network sees it whole."""
     with rasterio.open(path, driver="GTiff") as dataset:
         image = dataset.read()[: len(bundle.description.bands)]
         valid = dataset.dataset_mask() != 0
-    codes = whole_logits(bundle, image, valid).max(0).indices.to(torch.uint8).numpy()
+    codes = whole_logits(bundle, image, valid, **settings).max(0).indices.to(torch.uint8).numpy()
     return np.where(valid, codes, np.uint8(255))
 
 
