@@ -205,7 +205,7 @@ def _two_nearest_in_rows(ids_hw: NDArray[np.uint16], far: int) -> tuple[NDArray[
 
 def _up_to(ids_hw: NDArray[np.uint16], far: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Distance and id, in one number, of the last instance pixel up to each; distance of the last one of another id."""
-    dtype = np.int32 if far**2 + ids_hw.shape[1] < 2 ** (31 - _ID_BITS) else np.int64
+    dtype = np.int32 if 2 * far**2 + ids_hw.shape[1] < 2 ** (31 - _ID_BITS) else np.int64
     cols = np.arange(far, far + ids_hw.shape[1], dtype=dtype)  # counted so that 0, for none, is far away
     ids_hw = ids_hw.astype(dtype)
     last_hw = _highest_so_far(((cols << _ID_BITS) | ids_hw) * (ids_hw > 0))

@@ -44,7 +44,7 @@ def by_the_formula(
     return weights
 
 
-@pytest.mark.parametrize("sigma", [0.7, 2.0, 5.0, 40.0])
+@pytest.mark.parametrize("sigma", [0.7, 2.0, 5.0, 40.0, 58.0])
 @pytest.mark.parametrize("seed", range(12))
 def test_border_weights_are_the_formula_of_the_paper(seed: int, sigma: float) -> None:
     rng = np.random.default_rng(seed)
