@@ -63,12 +63,13 @@ def balanced(counts: Sequence[int]) -> tuple[float, ...]:
 
 
 def cut_touching(
-    labels_hw: NDArray[np.uint8], instances_hw: NDArray[np.integer], *, background: int = 0
-) -> NDArray[np.uint8]:
-    """The labels with ``background`` where instances touch: at each pixel of one that has another among its 8 neighbours.
+    labels_hw: NDArray[np.uint8], instances_hw: NDArray[np.int32], *, background: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Labels and instances with ground where instances touch: at each pixel of one with another among its 8 neighbours.
 
     Both sides give way, so the cut is 2 pixels wide and does not depend on the numbers of the instances (the paper's "small
-    separation borders that we introduce between touching cells"). Unlabelled pixels stay so.
+    separation borders that we introduce between touching cells"). In the labels it has the class ``background``; unlabelled
+    pixels stay so.
     """
     touching_hw = np.zeros(instances_hw.shape, np.bool_)
     height, width = instances_hw.shape
@@ -79,7 +80,8 @@ def cut_touching(
         meet = (first != second) & (first != 0) & (second != 0)
         touching_hw[one] |= meet
         touching_hw[other] |= meet
-    return np.where(touching_hw & (labels_hw != UNLABELLED), np.uint8(background), labels_hw)
+    left_hw = np.where(touching_hw, np.int32(0), instances_hw)
+    return np.where(touching_hw & (labels_hw != UNLABELLED), np.uint8(background), labels_hw), left_hw
 
 
 def connected(inside_hw: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -159,15 +159,28 @@ def test_touching_instances_are_cut_apart_and_no_others_changed() -> None:
     labels[1, 2] = UNLABELLED
     expected = labels.copy()
     expected[[0, 2], 2] = expected[:3, 3] = expected[2, 5] = expected[3, 6] = 0
-    assert_array_equal(cut_touching(labels, instances), expected)
-    alone = np.where(instances == 4, 1, 0).astype(np.uint8)
-    assert_array_equal(cut_touching(alone, np.where(instances == 4, 4, 0)), alone)
+    cut_labels, cut_instances = cut_touching(labels, instances)
+    assert_array_equal(cut_labels, expected)
+    expected_instances = np.where(expected != 0, instances, 0)
+    expected_instances[1, 2] = 0
+    assert_array_equal(cut_instances, expected_instances)
+    alone = np.where(instances == 4, 4, 0).astype(np.int32)
+    assert_array_equal(cut_touching(labels, alone), (labels, alone))
+
+
+def test_the_cut_has_the_greatest_weight() -> None:
+    instances = np.repeat([[1, 1, 1, 2, 2, 2]], 9, axis=0).astype(np.int32)
+    weights = border_weights(*cut_touching(np.ones_like(instances, np.uint8), instances))
+    assert_allclose(
+        weights, np.repeat([[1, 1, 1 + 10 * np.exp(-9 / 50)] * 2], 9, axis=0)[:, [0, 1, 2, 2, 1, 0]], rtol=1e-6
+    )
 
 
 def test_after_the_cut_each_piece_is_of_one_instance() -> None:
     rng = np.random.default_rng(3)
     instances = np.kron(rng.integers(0, 4, (8, 8)), np.ones((5, 5), np.int32))
-    left = cut_touching((instances > 0).astype(np.uint8), instances) == 1
-    pieces = connected(left)
+    labels, left = cut_touching((instances > 0).astype(np.uint8), instances)
+    assert_array_equal(labels == 1, left > 0)
+    pieces = connected(labels == 1)
     for piece in range(1, pieces.max() + 1):
         assert len(np.unique(instances[pieces == piece])) == 1
