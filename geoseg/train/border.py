@@ -145,6 +145,8 @@ def _between(
     radius, half = int(reach), int(reach / 2)
     ids_hw = _small_ids(instances_hw)
     pixels = np.flatnonzero(ground_hw & _two_within(ids_hw, radius))
+    if not len(pixels):
+        return pixels, np.zeros(0)
     first_hw, second_hw = _two_nearest_in_rows(ids_hw, radius + 1)
     nothing = (radius + 1) ** 2  # in the rows above and below the chip
     first_hw = np.pad(first_hw, ((radius, radius), (0, 0)), constant_values=nothing << _ID_BITS)
@@ -228,7 +230,7 @@ def _highest_so_far(keys_hw: NDArray[Any]) -> NDArray[Any]:
 def _small_ids(instances_hw: NDArray[np.integer]) -> NDArray[np.uint16]:
     """The same instances, numbered from 1 without gaps."""
     flat = instances_hw.ravel()
-    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] + 1))
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     known, ids = np.unique(flat[starts], return_inverse=True)
     if len(known) > _ID_MASK:
         raise ValueError(f"a chip may hold {_ID_MASK - 1} instances, got {len(known)}; cut it into smaller ones")

@@ -63,6 +63,12 @@ def test_border_weights_by_hand() -> None:
     assert_allclose(weights, [[1, between, between, between, 1]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint32])
+def test_ids_may_be_of_any_dtype(dtype: type[np.integer]) -> None:
+    instances = np.array([[255, 0, 0, 0, 9]], dtype)
+    assert border_weights(np.zeros((1, 5), np.uint8), instances).argmax() == 1
+
+
 def test_the_weights_turn_with_the_chip() -> None:
     labels, instances = random_chip(7, (31, 23))
     weights = border_weights(labels, instances)
@@ -164,6 +170,7 @@ def test_touching_instances_are_cut_apart_and_no_others_changed() -> None:
     expected_instances = np.where(expected != 0, instances, 0)
     expected_instances[1, 2] = 0
     assert_array_equal(cut_instances, expected_instances)
+    assert_array_equal(cut_touching(labels[:, ::-1], instances[:, ::-1])[0], expected[:, ::-1])
     alone = np.where(instances == 4, 4, 0).astype(np.int32)
     assert_array_equal(cut_touching(labels, alone), (labels, alone))
 

@@ -168,8 +168,9 @@ def test_a_chip_without_the_class_leaves_the_others_their_slope(loss: Loss) -> N
     _, beside = value_and_slope(loss, sure, labels)
     if getattr(loss, "classes", None):
         torch.testing.assert_close(beside[:1], alone)
-    nowhere = certain(torch.zeros_like(labels))
-    assert loss(nowhere, torch.zeros_like(labels)) < 1e-9
+    value, slope = value_and_slope(loss, certain(torch.zeros_like(labels)), torch.zeros_like(labels))
+    assert value < 1e-9
+    assert slope.isfinite().all()
 
 
 def test_labels_of_valid() -> None:
@@ -291,6 +292,37 @@ def test_the_skeleton_of_a_road_is_its_middle_line() -> None:
     skeleton = soft_skeleton(prob, everywhere, 3)
     assert skeleton[0, 10].all()
     assert skeleton.sum() == 31
+
+
+def test_the_skeleton_of_probabilities_is_that_of_the_paper_s_algorithm() -> None:
+    """Pixel by pixel, leaving out what lies beyond the chip or is unlabelled."""
+    logits, labels = chips(num=1, side=7)
+    prob, labelled = logits.softmax(1)[0, 2].detach(), labels[0] != UNLABELLED
+    cross = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]
+    square = list(itertools.product((-1, 0, 1), repeat=2))
+
+    def pooled(values: Tensor, around: list[tuple[int, int]], best: Callable[[list[float]], float]) -> Tensor:
+        out = torch.zeros_like(values)
+        for row, col in itertools.product(*map(range, values.shape)):
+            places = [(row + down, col + right) for down, right in around]
+            seen = [values[at].item() for at in places if at in known]
+            out[row, col] = best(seen) if seen else (1.0 if best is min else 0.0)
+        return out
+
+    known = {tuple(at) for at in labelled.nonzero().tolist()}
+    skeleton, image = torch.zeros_like(prob), prob
+    for _ in range(3):
+        eroded = pooled(image, cross, min)
+        ridge = (image - pooled(eroded, square, max)).clamp(min=0)
+        skeleton, image = skeleton + ridge - skeleton * ridge, eroded
+    torch.testing.assert_close(soft_skeleton(prob[None], labelled[None], 2)[0], skeleton * labelled)
+
+
+def test_cldice_weighs_pixels_of_the_skeleton() -> None:
+    labels, loss = road(width=5), ClDice(classes=(2,), iterations=3)
+    weights = torch.ones(labels.shape, dtype=torch.double)
+    weights[:, :, 11:17] = 0
+    assert loss(certain(road(width=5, gap=slice(12, 16))), labels, weights_bhw=weights) < 1e-3
 
 
 def test_cldice_minds_a_gap_more_than_a_narrower_road() -> None:
