@@ -7,7 +7,7 @@ arXiv:1505.04597, section 3. An instance raster holds a number above 0 for each 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -141,38 +141,45 @@ def _between(
     over all. Up and down twice, for the nearest and its id, then for the nearest of another id; only where the square
     around a pixel holds two instances. Squares of distances are whole numbers, which lack no digit.
     """
-    width = ground_hw.shape[1]
+    height, width = ground_hw.shape
     radius, half = int(reach), int(reach / 2)
     ids_hw = _small_ids(instances_hw)
-    pixels = np.flatnonzero(ground_hw & _two_within(ids_hw, radius))
-    if not len(pixels):
-        return pixels, np.zeros(0)
+    ground_hw = ground_hw & _two_within(ids_hw, radius)
+    if not ground_hw.any():
+        return np.zeros(0, np.intp), np.zeros(0)
     first_hw, second_hw = _two_nearest_in_rows(ids_hw, radius + 1)
     nothing = (radius + 1) ** 2  # in the rows above and below the chip
     first_hw = np.pad(first_hw, ((radius, radius), (0, 0)), constant_values=nothing << _ID_BITS)
     second_hw = np.pad(second_hw, ((radius, radius), (0, 0)), constant_values=nothing)
 
+    nearest_hw = first_hw[radius : radius + height].copy()
+    for step in range(1, half + 1):
+        above, below = (first_hw[radius + move : radius + move + height] for move in (-step, step))
+        moved_hw = np.minimum(above, below)
+        moved_hw += step**2 << _ID_BITS
+        np.minimum(nearest_hw, moved_hw, out=nearest_hw)
+    pixels = np.flatnonzero(ground_hw & (nearest_hw <= (int((reach / 2) ** 2) << _ID_BITS | _ID_MASK)))
+    nearest = nearest_hw.ravel()[pixels]
+
     def moved(padded_hw: NDArray[Any], step: int) -> NDArray[Any]:
         return padded_hw.ravel()[(radius + step) * width :].take(pixels)
 
-    nearest = moved(first_hw, 0)
-    for step in _steps(half):
-        np.minimum(nearest, moved(first_hw, step) + (step**2 << _ID_BITS), out=nearest)
-    close = (nearest >> _ID_BITS) <= (reach / 2) ** 2
-    pixels, nearest = pixels[close], nearest[close]
-    nearest_id = nearest & _ID_MASK
+    nearest_id, nearest = nearest & _ID_MASK, nearest >> _ID_BITS
     second = np.full_like(nearest, nothing)
-    for step in (0, *_steps(radius)):
-        first = moved(first_hw, step)
-        square = np.where((first & _ID_MASK) == nearest_id, moved(second_hw, step), first >> _ID_BITS)
-        np.minimum(second, square + step**2, out=second)
-    distance = np.sqrt(nearest >> _ID_BITS) + np.sqrt(second)
-    near = distance <= reach
-    return pixels[near], distance[near]
-
-
-def _steps(radius: int) -> Iterator[int]:
-    return (sign * step for step in range(1, radius + 1) for sign in (-1, 1))
+    done = []
+    for step in range(radius + 1):
+        for sign in (-1, 1) if step else (1,):
+            first = moved(first_hw, sign * step)
+            square = np.where((first & _ID_MASK) == nearest_id, moved(second_hw, sign * step), first >> _ID_BITS)
+            np.minimum(second, square + step**2, out=second)
+        if step % 3 == 2 or step == radius:
+            # Rows further off are of use to few: the others have an instance nearer, or those would be beyond reach.
+            on = (second > step**2) & (nearest <= (reach - step) ** 2) & (step < radius)
+            distance = np.sqrt(nearest[~on]) + np.sqrt(second[~on])
+            near = distance <= reach
+            done.append((pixels[~on][near], distance[near]))
+            pixels, nearest, nearest_id, second = pixels[on], nearest[on], nearest_id[on], second[on]
+    return np.concatenate([one for one, _ in done]), np.concatenate([one for _, one in done])
 
 
 def _two_within(ids_hw: NDArray[np.uint16], radius: int) -> NDArray[np.bool_]:
