@@ -174,7 +174,7 @@ def _between(
             np.minimum(second, square + step**2, out=second)
         if step % 3 == 2 or step == radius:
             # Rows further off are of use to few: the others have an instance nearer, or those would be beyond reach.
-            on = (second > step**2) & (nearest <= (reach - step) ** 2) & (step < radius)
+            on = (second > step**2) & (nearest <= (reach - step) ** 2)
             distance = np.sqrt(nearest[~on]) + np.sqrt(second[~on])
             near = distance <= reach
             done.append((pixels[~on][near], distance[near]))

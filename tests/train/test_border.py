@@ -63,6 +63,16 @@ def test_border_weights_by_hand() -> None:
     assert_allclose(weights, [[1, between, between, between, 1]], rtol=1e-6)
 
 
+def test_the_furthest_instance_that_counts_counts() -> None:
+    """Distances of 1 and 20.1 pixels, of 21.5 together; the sum of 22 at the next row is left out."""
+    instances = np.zeros((23, 3), np.int32)
+    instances[0, 0], instances[21, 2], instances[22, 0] = 1, 2, 2
+    weights = border_weights(np.zeros_like(instances, np.uint8), instances)
+    assert weights[1, 0] == pytest.approx(1 + 10 * np.exp(-((1 + np.hypot(20, 2)) ** 2) / 50), rel=1e-6)
+    instances[21, 2] = 0
+    assert border_weights(np.zeros_like(instances, np.uint8), instances)[1, 0] == 1
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint32])
 def test_ids_may_be_of_any_dtype(dtype: type[np.integer]) -> None:
     instances = np.array([[255, 0, 0, 0, 9]], dtype)
