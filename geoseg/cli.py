@@ -39,6 +39,7 @@ def main(debug: bool) -> None:
       geoseg check scene.tif                what geoseg sees in a file, and what it would refuse
       geoseg predict scene.tif --out out    masks of a file, a folder, a glob or s3://bucket/prefix
       geoseg verify out                     read everything published again and check it
+      geoseg models                         the networks, and what each costs
 
     Exit codes: 0 done, 1 some scenes failed, 2 usage or config, 3 nothing readable, 4 access denied, 5 another run
     holds the output, 130 interrupted.
@@ -148,6 +149,27 @@ def check(scenes: tuple[str, ...], **options: Any) -> None:
         click.echo(told.text)
     refused = sum(told.refused for told in checked)
     sys.exit(0 if not refused else 1 if refused < len(checked) else 3)
+
+
+@main.command()
+@click.option("--window", default=512, show_default=True, help="Side of a window in pixels.")
+@click.option("--dates", default=4, show_default=True, help="Dates of a stack.")
+@click.option("--bundle", help="A bundle to list too: a name or a URI.")
+def models(window: int, dates: int, bundle: str | None) -> None:
+    """List the networks: parameters, stride, margin, and what a pixel and a window cost.
+
+    kFLOP/px: thousands of operations for a pixel in an endless image; in window: for a pixel of a window with its share of the
+    margin; padded: the same when the border that is thrown away is computed too. Peak: tensors that stand at once.
+    """
+    from geoseg.model.costs import costs_table, family_costs
+
+    costs = family_costs(core=window, dates=dates)
+    if bundle is not None:
+        from geoseg.predict.bundles import bundle_costs
+
+        costs |= bundle_costs(bundle, core=window)
+    for line in costs_table(costs):
+        click.echo(line)
 
 
 @main.command()

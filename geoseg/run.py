@@ -14,6 +14,8 @@ from typing import Any
 from geoseg.config import ClusterConfig, Job, load_job
 from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError
 from geoseg.model.bundle import WEIGHTS_NAME
+from geoseg.model.costs import peak_bytes, shadow_of
+from geoseg.model.network import Network
 from geoseg.predict.aoi import find_area
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
@@ -30,10 +32,11 @@ from geoseg.raster import store
 from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef, list_scenes
 from geoseg.raster.stack import group_scenes, make_stack, stack_from_stac
-from geoseg.raster.window import BLOCK
+from geoseg.raster.window import Window
 
 _SMALL_WINDOWS = 256
 _LOOK_AHEAD_SCENES = 16
+_OF_LIBRARIES = 112 << 20  # scratch memory of a forward pass, encoders, what is in flight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +236,8 @@ class JobPlan:
 def plan_job(job: Job) -> JobPlan:
     """What ``run_job`` would do. Reads headers and block indexes alone and writes nothing."""
     run = make_run_spec(job)
+    shadow = shadow_of(network_to_run(load_bundle(job.bundle), job.predict))
+    shadow.padding = "valid"
     told: list[str] = []
     windows = pixels = bytes_to_read = memory_bytes = 0
     for ref in list_refs(job, run):
@@ -248,7 +253,7 @@ def plan_job(job: Job) -> JobPlan:
             windows += found.num
             pixels += grid.width * grid.height * found.num // plan.num_windows
             bytes_to_read += _bytes_to_read(found)
-            memory_bytes = max(memory_bytes, _memory_bytes(plan, run))
+            memory_bytes = max(memory_bytes, _memory_bytes(plan, run, shadow))
     return JobPlan(
         scenes=tuple(told),
         windows=windows,
@@ -277,15 +282,14 @@ def _bytes_to_read(found: PlannedWindows) -> int:
     return int(sum(reader.stored_bytes(window, level=level) for window in found.each))
 
 
-def _memory_bytes(plan: ScenePlan, run: RunSpec) -> int:
-    """Peak of a worker: the activations of the widest level for one batch, the pixels read ahead, caches."""
-    work_side = (
-        -(-plan.window * plan.stitching.work_shape[0] // plan.stitching.scene_shape[0]) + 2 * run.margin + BLOCK // 8
-    )
-    side = min(work_side, max(plan.stitching.work_shape) + 2 * run.margin + run.stride)
-    activations = side * side * run.description.variant.width * 4 * 4 * (run.config.batch or 1) * run.description.dates
-    read_ahead = 6 * side * side * (len(plan.bands) + 1) * run.description.dates
-    return activations + read_ahead + cache_bytes(plan.decoded_bytes) + (112 << 20)
+def _memory_bytes(plan: ScenePlan, run: RunSpec, shadow: Network) -> int:
+    """Peak of a worker: the network's tensors for one batch, the pixels read ahead, caches."""
+    grid = plan.scene.grid
+    core = plan.stitching.core(Window(0, 0, min(plan.window, grid.width), min(plan.window, grid.height)))
+    around = core.grown(run.margin)
+    shape = (run.config.batch or 1, run.description.num_channels, around.height, around.width)
+    read_ahead = 6 * around.height * around.width * (len(plan.bands) + 1) * run.description.dates
+    return peak_bytes(shadow, shape) + read_ahead + cache_bytes(plan.decoded_bytes) + _OF_LIBRARIES
 
 
 def check_job(job: Job) -> list[Checked]:

@@ -67,6 +67,11 @@ class BundleDescription(Frozen):
         return self
 
     @property
+    def num_channels(self) -> int:
+        """Channels of the network's input: the bands, of a stack those of all dates and a validity for each."""
+        return len(self.bands) if self.dates == 1 else self.dates * (len(self.bands) + 1)
+
+    @property
     def normalization(self) -> Normalization:
         """The function from raw bands to network input."""
         return Normalization(mean=self.mean, std=self.std)

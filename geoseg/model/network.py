@@ -81,8 +81,8 @@ class Network(nn.Module):
         network = copy.deepcopy(self).eval()
         fold_norms(network)
         for weights in network.parameters():
-            if weights.ndim == 4:
-                weights.data = weights.data.to(memory_format=torch.channels_last)
+            layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weights.ndim, torch.preserve_format)
+            weights.data = weights.data.to(memory_format=layout)
         return network
 
     def forward(self, image_bkhw: Tensor) -> Tensor:

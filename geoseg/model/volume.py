@@ -10,16 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geoseg.model.blocks import Norm, Padding, added, check_even, cropped, never_small
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution over dates and ground, as steady as ``blocks.Conv2d``; the kernel is as wide along each axis."""
+    """A convolution over dates and ground, as steady as ``blocks.Conv2d``; the kernel is as wide along each axis.
+
+    One of 1 x 1 x 1 is computed as that of an image, since torch rounds several volumes otherwise than one.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, **options: Any) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, dilation=2 if kernel_size == 1 else 1, **options)
+        super().__init__(in_channels, out_channels, kernel_size, **options)
         self.pad("same")
 
     def pad(self, padding: Padding) -> None:
@@ -30,7 +34,14 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, features_bcthw: Tensor) -> Tensor:
         """See ``nn.Conv3d``."""
+        if self.kernel_size[0] == 1:
+            num, _, dates, rows, cols = features_bcthw.shape
+            out_bchw = never_small(self._of_pixels, features_bcthw.flatten(2, 3))
+            return out_bchw.reshape(num, self.out_channels, dates, rows, cols)
         return never_small(super().forward, features_bcthw)
+
+    def _of_pixels(self, features_bchw: Tensor) -> Tensor:
+        return F.conv2d(features_bchw, self.weight[:, :, 0], self.bias, dilation=2)
 
 
 class DownConv3d(nn.Conv3d):
@@ -120,13 +131,13 @@ def date_factors(num_dates: int, depth: int) -> list[int]:
 
 
 def volume(image_bkhw: Tensor, num_dates: int) -> Tensor:
-    """Channels, date after date, as a volume (b, channels of a date, t, h, w).
-
-    It is contiguous, and so is what follows from it: with channels last, torch's 1 x 1 x 1 convolution of several volumes
-    rounds otherwise than that of one.
-    """
+    """Channels, date after date, as a volume (b, channels of a date, t, h, w), channels last in memory."""
     num, channels, rows, cols = image_bkhw.shape
-    return image_bkhw.reshape(num, num_dates, channels // num_dates, rows, cols).transpose(1, 2).contiguous()
+    return (
+        image_bkhw.reshape(num, num_dates, channels // num_dates, rows, cols)
+        .transpose(1, 2)
+        .contiguous(memory_format=torch.channels_last_3d)
+    )
 
 
 def mean_over_dates(logits_bcthw: Tensor, image_bkthw: Tensor) -> Tensor:

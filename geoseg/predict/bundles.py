@@ -8,6 +8,7 @@ from pathlib import Path
 import geoseg.model
 from geoseg.errors import AccessDeniedError, BundleError, SceneDeniedError, StopError
 from geoseg.model.bundle import DESCRIPTION_NAME, WEIGHTS_NAME, Bundle
+from geoseg.model.costs import Costs, count_costs
 from geoseg.predict.plan import RunSpec
 from geoseg.raster import store
 
@@ -35,6 +36,12 @@ def load_bundle(uri: str) -> Bundle:
             f"{store.redact(uri)}: no bundle there; a bundle is a folder with {DESCRIPTION_NAME} and {WEIGHTS_NAME}, or one of "
             f"the names {', '.join(shipped_bundles())}"
         ) from error
+
+
+def bundle_costs(uri: str, *, core: int) -> dict[str, Costs]:
+    """The costs of a bundle's network, by the bundle's name. Raises as ``load_bundle``."""
+    bundle = load_bundle(uri)
+    return {bundle.description.name: count_costs(bundle.network(), bundle.description.num_channels, core=core)}
 
 
 @lru_cache(maxsize=4)
