@@ -96,6 +96,7 @@ def _how_to_read(command: Any) -> Any:
 @click.option("--out", help="Folder or prefix for masks and items.")
 @click.option("--config", type=click.Path(dir_okay=False), help="Job file (TOML); options here overrule it.")
 @_how_to_read
+@click.option("--prune", type=int, help="Run a unet++ at this smaller depth.")
 @click.option("--flips-and-turns", is_flag=True, default=None, help="Mean logits of the eight ways to look at a scene.")
 @click.option("--pyramid", callback=_numbers(int), help="Mean logits of the scene at 1/1, 1/2 and so on: 1,2,4.")
 @click.option("--resampling", type=click.Choice(["bilinear", "nearest"]), help="Of a pyramid.  [default: bilinear]")

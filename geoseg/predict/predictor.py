@@ -13,6 +13,7 @@ from geoseg.errors import ConfigError
 from geoseg.model.bundle import Bundle
 from geoseg.model.hybrids import FlipsAndTurns, Pyramid
 from geoseg.model.network import Network
+from geoseg.model.unet_plus_plus import UNetPlusPlus
 from geoseg.raster.raster import Raster
 from geoseg.raster.window import BLOCK
 
@@ -43,11 +44,18 @@ class Predictor:
 
 
 def network_to_run(bundle: Bundle, config: PredictConfig) -> Network:
-    """The bundle's network, or what the settings make of it: at several resolutions, flipped and turned.
+    """The bundle's network, or what the settings make of it: pruned, at several resolutions, flipped and turned.
 
-    Raises ConfigError when its windows would have to begin on multiples of more than a block.
+    Raises ConfigError when it cannot be pruned so, or its windows would have to begin on multiples of more than a block.
     """
     network = bundle.network()
+    if config.prune is not None:
+        if not isinstance(network, UNetPlusPlus):
+            raise ConfigError(
+                f"--prune {config.prune}: {bundle.description.name} is a {bundle.description.variant.name}; a unet++ alone has "
+                "a head at each depth"
+            )
+        network = network.pruned(config.prune)
     if config.pyramid is not None:
         assert config.resampling is not None
         network = Pyramid(network, config.pyramid, resampling=config.resampling)

@@ -55,6 +55,33 @@ def predict_one(scene: Path, out: Path, bundle: Path, **settings: Any) -> Path:
     return Path(report.scenes[0].mask)
 
 
+def test_a_pruned_unet_plus_plus_is_as_exact(tmp_path: Path) -> None:
+    bundle = seeded_bundle(tmp_path / "bundle", name="unet++", depth=3)
+    made = synthetic_image(530, 701, seed=3)
+    scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
+    masks = []
+    for prune in (None, 3, 1):
+        truth = whole_mask(load_bundle(str(bundle)), scene, prune=prune)
+        mask = published_mask(str(predict_one(scene, tmp_path / f"{prune}", bundle, window=512, prune=prune)))
+        np.testing.assert_array_equal(mask, truth)
+        masks.append(mask)
+    assert (masks[0] != masks[1]).any()
+    assert (masks[1] != masks[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "prune", "sentence"),
+    [
+        ("unet", 1, "--prune 1: seed-0 is a unet; a unet.. alone has a head at each depth"),
+        ("unet++", 3, "can be pruned to 1 to 2, not 3"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused(name: str, prune: int, sentence: str, tmp_path: Path) -> None:
+    loaded = load_bundle(str(seeded_bundle(tmp_path / "bundle", name=name)))
+    with pytest.raises(ConfigError, match=sentence):
+        network_to_run(loaded, PredictConfig(prune=prune))
+
+
 @any_hybrid
 def test_mask_equals_the_whole_scene_run_once(settings: dict[str, Any], bundle: Path, tmp_path: Path) -> None:
     made = synthetic_image(530, 701, seed=3)

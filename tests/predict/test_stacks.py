@@ -53,14 +53,14 @@ def write_stack(folder: Path, images: list[npt.NDArray[np.uint8]], name: str = "
     ]
 
 
-def whole_mask(bundle: Path, files: list[Path | None]) -> npt.NDArray[np.uint8]:
+def whole_mask(bundle: Path, files: list[Path | None], **settings: Any) -> npt.NDArray[np.uint8]:
     """The mask that a stack should get, None for a missing date: rasterio reads all, the network sees it whole."""
     images, valid = [], []
     for file in files:
         with rasterio.open(file or next(one for one in files if one)) as dataset:
             images.append(dataset.read() * np.uint8(file is not None))
             valid.append((dataset.dataset_mask() != 0) & (file is not None))
-    logits = whole_logits(load_bundle(str(bundle)), np.concatenate(images), np.stack(valid))
+    logits = whole_logits(load_bundle(str(bundle)), np.concatenate(images), np.stack(valid), **settings)
     return np.where(np.any(valid, axis=0), logits.max(0).indices.to(torch.uint8).numpy(), np.uint8(255))
 
 
@@ -92,6 +92,15 @@ def test_the_mask_of_a_stack_equals_all_its_dates_run_once(bundle: Path, tmp_pat
         np.testing.assert_array_equal(
             mask_of(predict(tmp_path / str(window), bundle, stacks=named([*files]), window=window)), truth
         )
+
+
+def test_a_stack_may_be_looked_at_several_times(unet3d: Path, tmp_path: Path) -> None:
+    files = write_stack(tmp_path, in_other_light(synthetic_image(130, 600, seed=3).pixels_bhw))
+    settings: dict[str, Any] = {"flips_and_turns": True, "pyramid": (1, 2)}
+    truth = whole_mask(unet3d, [*files], **settings)
+    mask = mask_of(predict(tmp_path / "out", unet3d, stacks=named([*files]), **settings))
+    np.testing.assert_array_equal(mask, truth)
+    assert (truth != whole_mask(unet3d, [*files])).any()
 
 
 def test_a_missing_date_is_invalid_and_not_black(bundle: Path, tmp_path: Path) -> None:
