@@ -81,6 +81,7 @@ _HOW_TO_READ = (
     click.option(
         "--stack-by", help="Group scenes into stacks: regular expression with (?P<stack>...) and (?P<date>...)."
     ),
+    click.option("--warp-stacks", is_flag=True, default=None, help="Read scenes of a stack on the grid of its first."),
     click.option("--aoi", help="GeoJSON file of polygons; outside them the mask is nodata."),
 )
 

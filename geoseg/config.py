@@ -30,7 +30,7 @@ else:
 
 _T = TypeVar("_T", bound=BaseModel)
 DEFAULT_BUNDLE = "roads-buildings"
-_CAME_LATER = frozenset({"prune", "flips_and_turns", "pyramid", "resampling"})
+_CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling"})
 
 
 class _Section(BaseModel):
@@ -43,7 +43,8 @@ class PredictConfig(_Section):
     ``resolution``: ``bundle`` reads a scene at the bundle's pixel size unless it is within a factor 1.5 of it,
     ``native`` at the scene's own, a number at that many metres. ``bands``: places of the bundle's bands in the scene,
     counted from 1. ``scale``: raw values that correspond to the ends of the bundle's value range, for scenes of another
-    dtype. ``aoi``: URI of a GeoJSON file; outside its polygons the mask is nodata. ``prune``: run a U-Net++ at this smaller
+    dtype. ``aoi``: URI of a GeoJSON file; outside its polygons the mask is nodata. ``warp_stacks``: read the
+    scenes of a stack on the grid of its first, where they do not share it. ``prune``: run a U-Net++ at this smaller
     depth, by the head that it has there. ``flips_and_turns``: take the mean of
     the logits of the eight ways to flip and turn a scene. ``pyramid``: take the mean of the logits of the scene
     down-sampled by each of these factors; (2,) alone is a detour over half the resolution. ``resampling``: how a pyramid
@@ -58,6 +59,7 @@ class PredictConfig(_Section):
     assume_crs: str | None = None
     sidecar_mask: bool = False
     aoi: str | None = None
+    warp_stacks: bool = False
     prune: Annotated[int, Field(ge=1)] | None = None
     flips_and_turns: bool = False
     pyramid: tuple[Literal[1, 2, 4, 8], ...] | None = None

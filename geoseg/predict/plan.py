@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -19,7 +19,7 @@ from geoseg.predict.stitch import Stitching, nearest_level, work_shape
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
-from geoseg.raster.stack import StackReader, check_stack
+from geoseg.raster.stack import StackReader, check_stack, common_levels
 from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
 
 PIXEL_VERSION = 1
@@ -165,7 +165,7 @@ def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
         )
     shape = (scene.grid.height, scene.grid.width)
     work = work_shape(shape, _factor(scene, run))
-    level = nearest_level(_common_levels([one for one in stack if one is not None] or [scene]), work)
+    level = nearest_level(common_levels(stack or (scene,)), work)
     stitching = Stitching(shape, work, level, scene.levels[level], run.stride, run.margin)
     window = config.window or _window_size(shape[0] / work[0])
     if not stack:
@@ -195,19 +195,9 @@ def _describe(ref: SceneRef, run: RunSpec) -> tuple[Scene, tuple[Scene | None, .
         describe(SceneRef(f"{ref.id} ({store.base_name(uri)})", uri), run.read_options) if uri else None
         for uri in ref.dates
     )
-    check_stack(ref.id, stack)
+    check_stack(ref.id, stack, warp=run.config.warp_stacks)
     first = next(scene for scene in stack if scene is not None)
     return replace(first, id=ref.id), stack
-
-
-def _common_levels(scenes: Sequence[Scene]) -> tuple[tuple[int, int], ...]:
-    """The levels that all scenes have, from the full image on."""
-    common = []
-    for levels in zip(*(scene.levels for scene in scenes), strict=False):
-        if len(set(levels)) > 1:
-            break
-        common.append(levels[0])
-    return tuple(common)
 
 
 def _factor(scene: Scene, run: RunSpec) -> float:

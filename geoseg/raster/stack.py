@@ -16,6 +16,7 @@ from geoseg.raster import store
 from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.raster import Raster
 from geoseg.raster.scene import Scene, SceneRef, slug
+from geoseg.raster.warp import WarpedReader
 from geoseg.raster.window import Window
 
 _SAME_PLACE_PX = 1e-3
@@ -25,11 +26,13 @@ _GEOTIFF = "image/tiff"
 class StackReader:
     """Reads windows of the scenes of a stack, date after date; for a missing date (None) nothing is valid.
 
-    Otherwise as ``SceneReader``, with ``bands`` and ``level`` the same in all scenes.
+    Otherwise as ``SceneReader``, with ``bands`` and ``level`` the same in all scenes; those that do not share the grid of the
+    first are read on it.
     """
 
     def __init__(self, scenes: Sequence[Scene | None]) -> None:
-        self._each = [SceneReader(scene) if scene is not None else None for scene in scenes]
+        first = next(scene for scene in scenes if scene is not None)
+        self._each = [_reader(scene, first) if scene is not None else None for scene in scenes]
         self._present = [reader for reader in self._each if reader is not None]
 
     @property
@@ -56,15 +59,31 @@ class StackReader:
         return valid
 
 
-def check_stack(stack_id: str, scenes: Sequence[Scene | None]) -> None:
-    """Raise StackError unless all scenes share grid and dtype."""
+def _reader(scene: Scene, first: Scene) -> SceneReader | WarpedReader:
+    return WarpedReader(scene, first) if _difference(first, scene) else SceneReader(scene)
+
+
+def common_levels(scenes: Sequence[Scene | None]) -> tuple[tuple[int, int], ...]:
+    """The levels that all scenes on the first one's grid have, from the full image on."""
+    first, *others = [scene for scene in scenes if scene is not None]
+    on_grid = [first, *(scene for scene in others if not _difference(first, scene))]
+    common = []
+    for levels in zip(*(scene.levels for scene in on_grid), strict=False):
+        if len(set(levels)) > 1:
+            break
+        common.append(levels[0])
+    return tuple(common)
+
+
+def check_stack(stack_id: str, scenes: Sequence[Scene | None], *, warp: bool) -> None:
+    """Raise StackError unless all scenes share a dtype and, when they may not be warped, a grid."""
     first, *others = [scene for scene in scenes if scene is not None]
     for scene in others:
-        differs = _difference(first, scene)
+        differs = None if warp else _difference(first, scene)
         if differs:
             raise StackError(
                 f"{stack_id}: the scenes of a stack must lie on one grid; {scene.id} has {differs[1]}, {first.id} has "
-                f"{differs[0]}; bring it there first with gdalwarp (-t_srs, -te, -ts)"
+                f"{differs[0]}; --warp-stacks reads it there, bilinear"
             )
         if scene.dtype != first.dtype:
             raise StackError(

@@ -199,7 +199,7 @@ def test_scenes_that_share_no_grid_are_refused(
     assert scene.status == "refused"
     assert "town: the scenes of a stack must lie on one grid; town (town_20240301.tif)" in scene.sentence
     assert sentence in scene.sentence
-    assert "gdalwarp" in scene.sentence
+    assert scene.sentence.endswith("; --warp-stacks reads it there, bilinear")
 
 
 def test_what_is_no_stack_of_the_bundle_s_dates_is_refused(unet3d: Path, tmp_path: Path) -> None:
@@ -296,3 +296,26 @@ def test_the_plan_counts_the_bytes_of_all_dates(unet3d: Path, tmp_path: Path) ->
     values = {"stacks": named([*files]), "out": str(tmp_path / "out"), "bundle": str(unet3d)}
     plan = plan_job(load_job(None, values))
     assert (plan.windows, plan.bytes_to_read) == (1, DATES * 3 * 256 * 256)
+
+
+def test_scenes_on_other_grids_are_read_on_the_first_one_s(unet3d: Path, tmp_path: Path) -> None:
+    """The mask does not depend on the windows; a scene moved by whole pixels is read back as it was."""
+    images = in_other_light(synthetic_image(560, 700, seed=3, nodata_fraction=0).pixels_bhw)
+    files = write_stack(tmp_path / "one", images)
+    moved = AFFINE @ rasterio.Affine.translation(-40, -24)
+    padded = np.pad(images[2], [(0, 0), (24, 100), (40, 60)])
+    others = [*files[:2], write_scene(tmp_path / "moved.tif", padded, nodata=0, transform=moved), files[3]]
+    aligned = mask_of(predict(tmp_path / "aligned", unet3d, stacks=named([*files])))
+    np.testing.assert_array_equal(
+        mask_of(predict(tmp_path / "whole", unet3d, stacks=named([*others]), warp_stacks=True)), aligned
+    )
+    turned = AFFINE @ rasterio.Affine.rotation(7) @ rasterio.Affine.translation(11.3, -5.7)
+    others[2] = write_scene(tmp_path / "turned.tif", images[2], nodata=0, transform=turned)
+    masks = {
+        window: mask_of(
+            predict(tmp_path / str(window), unet3d, stacks=named([*others]), warp_stacks=True, window=window)
+        )
+        for window in (512, 1024)
+    }
+    np.testing.assert_array_equal(masks[512], masks[1024])
+    assert (masks[512] != aligned).any()
