@@ -107,6 +107,8 @@ def make_run_spec(job: Job) -> RunSpec:
         raise ConfigError(
             f"--bands must name {len(bundle.description.bands)} bands, as the bundle takes, got {len(chosen)}"
         )
+    if job.predict.warp_stacks and bundle.description.dates == 1:
+        raise ConfigError(f"--warp-stacks has no effect with {bundle.description.name}, which takes single scenes")
     return RunSpec(
         out=store.normalize_uri(job.out).rstrip("/"),
         bundle_uri=job.bundle,

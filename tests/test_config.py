@@ -55,7 +55,7 @@ def test_the_schema_knows_every_section() -> None:
 
 
 def test_every_setting_of_pixels_is_in_the_fingerprint_and_no_other() -> None:
-    all_in_use = PredictConfig(flips_and_turns=True, pyramid=(1, 2))
+    all_in_use = PredictConfig(warp_stacks=True, prune=1, flips_and_turns=True, pyramid=(1, 2))
     assert set(PredictConfig.model_fields) - set(all_in_use.pixel_settings()) == {"window", "batch", "aoi"}
 
 
@@ -74,6 +74,8 @@ def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_chan
     told = [
         PredictConfig(**settings).pixel_settings()
         for settings in (
+            {"warp_stacks": True},
+            {"prune": 1},
             {"flips_and_turns": True},
             {"pyramid": (1, 2)},
             {"pyramid": (2,)},
@@ -81,7 +83,7 @@ def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_chan
             {"pyramid": (2,), "flips_and_turns": True},
         )
     ]
-    assert len({json.dumps(settings) for settings in [before, *told]}) == 6
+    assert len({json.dumps(settings) for settings in [before, *told]}) == 8
 
 
 def test_bilinear_said_or_not_is_the_same_pyramid() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from geoseg.errors import ConfigError
 from geoseg.model.attention_unet import AttentionUNet
-from geoseg.model.blocks import ResidualUnit, UpsampleBilinear
+from geoseg.model.blocks import ResidualUnit, Sigmoid, UpsampleBilinear
 from geoseg.model.description import UNetVariant
 from geoseg.model.network import Network
 from geoseg.model.reach import derive_reach
@@ -158,6 +158,16 @@ def test_a_closed_gate_lets_nothing_of_a_skip_through() -> None:
             torch.testing.assert_close(gate(skip, deep), gate.out(skip * (bias > 0)))
             seen.append(network(image))
     assert not torch.allclose(*seen)
+
+
+def test_a_sigmoid_rounds_alike_for_any_number_of_values() -> None:
+    """Those of torch's own that fill no vector are computed in another way."""
+    values = torch.randn(100_003) * 5
+    whole = Sigmoid()(values)
+    torch.testing.assert_close(whole, torch.sigmoid(values))
+    for start, num in ((start, 1 + start % 61) for start in range(0, 99_000, 97)):
+        part = values[start : start + num].clone()
+        assert torch.equal(Sigmoid()(part), whole[start : start + num])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 8), (7, 5)])

@@ -18,9 +18,12 @@ from kit.oracle import AFFINE, digests, published_mask, seeded_bundle, whole_log
 import geoseg
 from geoseg.cli import main
 from geoseg.config import load_job
-from geoseg.errors import ConfigError
+from geoseg.errors import ConfigError, SceneChangedError
 from geoseg.model.variants import STACK_VARIANTS
 from geoseg.predict.bundles import load_bundle
+from geoseg.predict.ledger import prepare_scene
+from geoseg.predict.plan import ScenePlan
+from geoseg.predict.publish import publish_scene
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.stack import group_scenes, stack_from_stac
 from geoseg.raster.synthetic import synthetic_image
@@ -168,6 +171,18 @@ def test_a_second_run_reads_nothing_until_a_date_changes(unet3d: Path, tmp_path:
     assert predict(tmp_path / "out", unet3d, stacks=named([*files])).counts["published"] == 1
 
 
+def test_a_date_that_is_replaced_meanwhile_is_not_published(unet3d: Path, tmp_path: Path) -> None:
+    files = write_stack(tmp_path, in_other_light(synthetic_image(80, 90, seed=3).pixels_bhw))
+    job = load_job(None, {"stacks": named([*files]), "out": str(tmp_path / "out"), "bundle": str(unet3d)})
+    run = make_run_spec(job)
+    plan = prepare_scene(list_refs(job, run)[0], run)
+    assert isinstance(plan, ScenePlan)
+    with rasterio.open(files[2], "r+") as dataset:
+        dataset.write(np.full((3, 80, 90), 9, np.uint8))
+    with pytest.raises(SceneChangedError, match="town: was replaced"):
+        publish_scene(run, plan)
+
+
 def test_the_item_tells_of_all_dates(unet3d: Path, tmp_path: Path) -> None:
     files = write_stack(tmp_path, in_other_light(synthetic_image(80, 90, seed=3).pixels_bhw))
     report = predict(tmp_path / "out", unet3d, stacks=named([*files]))
@@ -211,6 +226,13 @@ def test_what_is_no_stack_of_the_bundle_s_dates_is_refused(unet3d: Path, tmp_pat
     flat = seeded_bundle(tmp_path / "flat")
     (scene,) = predict(tmp_path / "out", flat, stacks=named([*files])).scenes
     assert scene.sentence == "town: the stack has 4 dates, the bundle takes one scene"
+
+
+def test_warping_without_stacks_is_refused(tmp_path: Path) -> None:
+    flat = seeded_bundle(tmp_path / "flat")
+    values = {"scenes": ["a.tif"], "out": "o", "bundle": str(flat), "predict": {"warp_stacks": True}}
+    with pytest.raises(ConfigError, match="--warp-stacks has no effect with seed-0, which takes single scenes"):
+        make_run_spec(load_job(None, values))
 
 
 PATTERN = r"/(?P<stack>\w+)_(?P<date>\d{8})\.tif$"
