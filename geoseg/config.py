@@ -33,11 +33,13 @@ DEFAULT_BUNDLE = "roads-buildings"
 _CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling"})
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings that do not change once made; an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PredictConfig(_Section):
+class PredictConfig(Section):
     """What decides the pixels of a mask, and how large the pieces of work are (which does not).
 
     ``resolution``: ``bundle`` reads a scene at the bundle's pixel size unless it is within a factor 1.5 of it,
@@ -106,7 +108,7 @@ class PredictConfig(_Section):
         return {key: value for key, value in settings.items() if value or key not in _CAME_LATER}
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """Where the work runs.
 
     ``engine``: ``local`` is a plain loop, ``ray`` a Ray Data chain, ``auto`` takes the loop for small work without an
@@ -124,14 +126,14 @@ class ClusterConfig(_Section):
     object_store_mib: Annotated[int, Field(ge=64)] = 512
 
 
-class StackConfig(_Section):
+class StackConfig(Section):
     """A stack by name: the scene at each date, in order, "" for one that is missing."""
 
     name: Annotated[str, Field(min_length=1)]
     scenes: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class Job(_Section):
+class Job(Section):
     """A whole prediction: which scenes, which bundle, where to, and how.
 
     For bundles of several dates: ``stack_by`` is a regular expression on the URIs of the scenes, whose groups ``stack`` and

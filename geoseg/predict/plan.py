@@ -15,12 +15,13 @@ from geoseg.config import PredictConfig
 from geoseg.errors import BandError, ResolutionError, StackError
 from geoseg.model.description import BundleDescription
 from geoseg.predict.aoi import AreaFile, PixelArea, load_area
-from geoseg.predict.stitch import Stitching, nearest_level, work_shape
+from geoseg.predict.stitch import Stitching
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.raster.stack import StackReader, check_stack, common_levels
 from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
+from geoseg.raster.work import work_grid
 
 PIXEL_VERSION = 1
 RESOLUTION_TOLERANCE = 1.5
@@ -163,11 +164,11 @@ def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
             f"{scene.id}: the bundle takes {description.dtype} from {low:g} to {high:g}, the scene has {scene.dtype}; say which "
             "of its values stand for these two, for example --scale 0,2047"
         )
-    shape = (scene.grid.height, scene.grid.width)
-    work = work_shape(shape, _factor(scene, run))
-    level = nearest_level(common_levels(stack or (scene,)), work)
-    stitching = Stitching(shape, work, level, scene.levels[level], run.stride, run.margin)
-    window = config.window or _window_size(shape[0] / work[0])
+    work = work_grid(common_levels(stack or (scene,)), _factor(scene, run))
+    stitching = Stitching(
+        work.scene_shape, work.work_shape, work.level, work.level_shape, stride=run.stride, margin=run.margin
+    )
+    window = config.window or _window_size(work.scene_shape[0] / work.work_shape[0])
     if not stack:
         return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag, scene.mask_etag), run.area)
     for one in stack:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from geoseg.errors import ConfigError
-from geoseg.train.loss import UNLABELLED
+from geoseg.train.codes import UNLABELLED
 
 NEGLIGIBLE = 1e-3
 _ID_BITS = 15

@@ -23,12 +23,12 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from geoseg.config import Section
 from geoseg.errors import ConfigError
-
-UNLABELLED = 255
+from geoseg.train.codes import UNLABELLED
 
 
 def labels_of_valid(labels_bhw: Tensor, valid_bhw: Tensor) -> Tensor:
@@ -389,18 +389,14 @@ def _check_class_weights(class_weights: tuple[float, ...] | None) -> None:
         raise ConfigError(f"class weights are numbers of 0 or more, got {class_weights}")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LossTerm(_Section):
+class LossTerm(Section):
     """One loss, by its ``name`` and with its settings, and its ``factor`` in the sum."""
 
     loss: Annotated[CrossEntropy | Focal | Dice | Tversky | Lovasz | ClDice, Field(discriminator="name")]
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """The losses that are added up.
 
     In TOML: ``terms = [{loss = {name = "cross_entropy"}}, {loss = {name = "dice", classes = [1, 2]}, factor = 0.5}]``.

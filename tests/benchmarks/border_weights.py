@@ -39,7 +39,8 @@ from PIL import Image, ImageDraw
 from geoseg.model.normalize import Normalization
 from geoseg.model.unet import UNet
 from geoseg.train.border import balanced, border_weights, connected
-from geoseg.train.loss import UNLABELLED, CrossEntropy
+from geoseg.train.codes import UNLABELLED
+from geoseg.train.loss import CrossEntropy
 
 CHIP, BATCH, GAP = 128, 4, 4.0
 WAYS = ("classes", "even", "border")

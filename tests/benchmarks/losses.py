@@ -27,7 +27,8 @@ from rasterio.windows import Window
 
 from geoseg.model.unet import UNet
 from geoseg.train.border import border_weights, connected, cut_touching
-from geoseg.train.loss import UNLABELLED, ClDice, CrossEntropy, Dice, Focal, Loss, Lovasz, Tversky
+from geoseg.train.codes import UNLABELLED
+from geoseg.train.loss import ClDice, CrossEntropy, Dice, Focal, Loss, Lovasz, Tversky
 
 SIDE = 512
 

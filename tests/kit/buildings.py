@@ -16,7 +16,7 @@ from rasterio.features import rasterize
 from rasterio.warp import transform_geom
 
 from geoseg.train.border import cut_touching
-from geoseg.train.loss import UNLABELLED
+from geoseg.train.codes import UNLABELLED
 
 TRAINING, HELD_OUT = ("zanzibar_tz", "nairobi_ke"), "kampala_ug"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import ConfigError
 from geoseg.train.border import balanced, border_weights, connected, cut_touching
-from geoseg.train.loss import UNLABELLED
+from geoseg.train.codes import UNLABELLED
 
 
 def random_chip(seed: int, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:

@@ -18,8 +18,8 @@ from geoseg.model.network import Network
 from geoseg.model.normalize import Normalization
 from geoseg.model.unet_plus_plus import UNetPlusPlus
 from geoseg.model.variants import STACK_VARIANTS, VARIANTS, build
+from geoseg.train.codes import UNLABELLED
 from geoseg.train.loss import (
-    UNLABELLED,
     CrossEntropy,
     DeepSupervision,
     Dice,

@@ -14,8 +14,8 @@ from torch import Tensor
 from geoseg.config import check
 from geoseg.errors import ConfigError
 from geoseg.model.unet_plus_plus import UNetPlusPlus
+from geoseg.train.codes import UNLABELLED
 from geoseg.train.loss import (
-    UNLABELLED,
     ClDice,
     CrossEntropy,
     DeepSupervision,
