@@ -266,13 +266,13 @@ def _draw_stages(plot: _Plot, starts: Sequence[Sequence[tuple[float, str]]]) -> 
     for row, of_run in enumerate(starts):
         color = _GREY if alone else _COLORS[row % len(_COLORS)]
         top = (plot.corner[1] - _ROW * (len(starts) - row)) * _FINE
-        lefts = [plot.at(begin, 0)[0] for begin, _ in of_run]
-        bottom = plot.at(0, 0)[1]
+        lefts = [plot.at(begin if index else plot.x_range[0], 0)[0] for index, (begin, _) in enumerate(of_run)]
+        (_, ceiling), (right, bottom) = plot.at(0, plot.highest), plot.at(plot.x_range[1], 0)
         for left in lefts[1:]:
-            for dash in range(int(top), int(bottom), 8 * _FINE):
+            plot.draw.line([(left, top), (left, top + _ROW * _FINE)], color, _FINE)
+            for dash in range(int(ceiling), int(bottom), 8 * _FINE):
                 plot.draw.line([(left, dash), (left, min(dash + 4 * _FINE, bottom))], color, _FINE)
-        ends = [*lefts[1:], plot.at(plot.x_range[1], 0)[0]]
-        for (_, label), left, end in zip(of_run, lefts, ends, strict=True):
+        for (_, label), left, end in zip(of_run, lefts, [*lefts[1:], right][: len(lefts)], strict=True):
             if left + _font(12).getlength(label) + 6 * _FINE <= end:  # a short stage has no room for its label
                 at = left / _FINE - plot.corner[0] + 4
                 plot.text(at, top / _FINE - plot.corner[1] + 1, label, anchor="lt", color=color, size=12)
