@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TextIO
 
 from geoseg.predict.plan import ScenePlan
-
-_LOG_EVERY_S = 5.0
-_SHOW_EVERY_S = 0.2
+from geoseg.progress import StatusLine, duration
 
 
 class Progress:
     """Counts scenes, windows, pixels and ground, and shows them on a stream (stderr unless told otherwise)."""
 
     def __init__(self, num_scenes: int, *, stream: TextIO | None = None, quiet: bool = False) -> None:
-        self._stream = stream or sys.stderr
-        self._quiet = quiet
-        self._live = not quiet and self._stream.isatty()
+        self._status = StatusLine(stream=stream, quiet=quiet)
         self.num_scenes = num_scenes
         self.scenes_planned = self.scenes_settled = self.scenes_bad = 0
         self.windows_planned = self.windows_done = self.windows_failed = 0
@@ -27,8 +22,6 @@ class Progress:
         self.started = time.perf_counter()
         self.startup_s = 0.0
         self._working_since = self.started
-        self._shown = self.started
-        self._width = 0
         self._ended = 0.0
 
     def ready(self, at: float | None = None) -> None:
@@ -89,7 +82,7 @@ class Progress:
         km2_h = self.area_km2 / self.working_s * 3600
         known = self.pixels_planned * (self.num_scenes / self.scenes_planned if self.scenes_planned else 1)
         left_s = (known - self.pixels_done) / (self.pixels_done / self.working_s) if self.pixels_done else float("nan")
-        eta = _duration(left_s) if self.pixels_done else "not known yet"
+        eta = duration(left_s) if self.pixels_done else "not known yet"
         bad = f", {self.scenes_bad} bad" if self.scenes_bad else ""
         return (
             f"scenes {self.scenes_settled}/{self.num_scenes}{bad} | windows {self.windows_done}/{self.windows_planned} | "
@@ -98,24 +91,4 @@ class Progress:
 
     def show(self, *, last: bool = False) -> None:
         """Show the line if it is time to."""
-        now = time.perf_counter()
-        every = _SHOW_EVERY_S if self._live else _LOG_EVERY_S
-        if self._quiet or (not last and now - self._shown < every):
-            return
-        self._shown = now
-        text = self.line()
-        if self._live:
-            self._stream.write("\r" + text.ljust(self._width) + ("\n" if last else ""))
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
-
-
-def _duration(seconds: float) -> str:
-    seconds = max(0, round(seconds))
-    if seconds < 90:
-        return f"{seconds} s"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h"
+        self._status.show(self.line, last=last)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 
 from geoseg.model.description import ClassName
+from geoseg.model.pictures import as_rgb, colored, page, swatch
 
-_GAP, _CAPTION, _SIDE = 12, 34, 640
-_PAPER, _INK, _GREY = (250, 249, 246), (40, 40, 45), (225, 223, 218)
+_SIDE = 640
 
 
 def class_iou(
@@ -23,14 +20,6 @@ def class_iou(
     return int((ours & theirs).sum()) / union if union else float("nan")
 
 
-def colored(codes_hw: npt.NDArray[np.uint8], classes: tuple[ClassName, ...]) -> npt.NDArray[np.uint8]:
-    """Class codes as colours (row, col, rgb); background is dark, nodata light grey."""
-    table = np.full((256, 3), _GREY, np.uint8)
-    for value, one in enumerate(classes):
-        table[value] = one.color if value else (38, 40, 46)
-    return table[codes_hw]
-
-
 def side_by_side(
     image_bhw: npt.NDArray[np.uint8],
     valid_hw: npt.NDArray[np.bool_],
@@ -38,25 +27,6 @@ def side_by_side(
     classes: tuple[ClassName, ...],
 ) -> bytes:
     """A PNG: the image (band, row, col), then a captioned panel for each array of class codes, and a legend."""
-    picture = np.where(valid_hw[..., None], image_bhw[:3].transpose(1, 2, 0), np.array(_GREY, np.uint8))
-    drawn = [("image", picture), *((title, colored(codes, classes)) for title, codes in panels)]
-    scale = _SIDE / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    width = len(drawn) * (size[0] + _GAP) + _GAP
-    canvas = Image.new("RGB", (width, size[1] + _CAPTION + 2 * _GAP), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(17)
-    for place, (title, pixels) in enumerate(drawn):
-        left = _GAP + place * (size[0] + _GAP)
-        draw.text((left, _GAP), title, _INK, font)
-        filter_ = Image.Resampling.LANCZOS if place == 0 else Image.Resampling.BOX
-        canvas.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, filter_), (left, _CAPTION + _GAP))
-    left = width - _GAP
-    for one in reversed(classes[1:]):
-        left -= int(font.getlength(one.name))
-        draw.text((left, _GAP), one.name, _INK, font)
-        left -= 22
-        draw.rectangle((left, _GAP + 3, left + 15, _GAP + 18), one.color)
-        left -= 16
-    out = io.BytesIO()
-    canvas.save(out, "PNG", optimize=True)
-    return out.getvalue()
+    row = [as_rgb(image_bhw, valid_hw), *(colored(codes, classes) for _, codes in panels)]
+    legend = [(one.name, swatch(one.color)) for one in classes[1:]]
+    return page(["image", *(title for title, _ in panels)], [row], legend, side=_SIDE)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from geoseg.config import Section
 from geoseg.errors import ConfigError
-from geoseg.train.codes import UNLABELLED
+from geoseg.train.codes import UNLABELLED, LabelCodes
 
 
 def labels_of_valid(labels_bhw: Tensor, valid_bhw: Tensor) -> Tensor:
@@ -311,6 +311,54 @@ class DeepSupervision:
         return torch.stack(mix).sum()
 
 
+@dataclass(frozen=True, slots=True)
+class OpenClasses:
+    """Another loss, on labels some of which are sets of classes: it asks for the probability of the set, whichever class it is.
+
+    At a pixel of a set the logits of its classes become one, their logsumexp, which is that of their lowest class, the
+    pixel's label; the others have probability 0. So the cross entropy is ``-log`` of the sum of p over the set: the
+    likelihood of a label that is known in part (T. Cour, B. Sapp, B. Taskar, "Learning from Partial Labels", JMLR 12, 2011;
+    for segmentation the "marginal loss" of G. Shi et al., MedIA 70, 2021, arXiv:2007.03868).
+
+    What moves between the classes of the set changes no loss, nor has it a slope. A sum over pixels takes such a pixel for
+    one of the lowest class (background, in sets made for sources) with its class weight, and the other classes of the
+    set neither gain nor lose there: they are neither TP nor FP nor FN. ``ClDice`` too sees them as absent, so their skeletons
+    end where a set begins.
+    """
+
+    loss: Loss
+    codes: LabelCodes
+
+    def __call__(self, logits_bchw: Tensor, labels_bhw: Tensor, *, weights_bhw: Tensor | None = None) -> Tensor:
+        """See ``Loss``; labels are of ``codes``. Raises ConfigError for a network with another number of classes."""
+        if logits_bchw.shape[1] != self.codes.num_classes:
+            raise ConfigError(
+                f"the labels' codes are of {self.codes.num_classes} classes, the network has {logits_bchw.shape[1]}; "
+                "give both the same classes"
+            )
+        _check_shapes(logits_bchw, labels_bhw, weights_bhw)
+        is_open_bhw = (labels_bhw >= UNLABELLED - len(self.codes.sets)) & (labels_bhw < UNLABELLED)
+        if self.codes.sets and is_open_bhw.any():
+            logits_bchw, labels_bhw = _merged(logits_bchw, labels_bhw, is_open_bhw, self.codes)
+        return self.loss(logits_bchw, labels_bhw, weights_bhw=weights_bhw)
+
+
+def _merged(logits_bchw: Tensor, labels_bhw: Tensor, is_open_bhw: Tensor, codes: LabelCodes) -> tuple[Tensor, Tensor]:
+    """Logits and labels in which each open pixel (n of them) has the lowest class of its set for all of the set."""
+    logits_bchw = logits_bchw.to(torch.promote_types(logits_bchw.dtype, torch.float32))
+    logits_bhwc = logits_bchw.movedim(1, -1)
+    possible = torch.from_numpy(codes.possible).to(labels_bhw.device)
+    # Open pixels alone: a NaN beside them would reach the slope of a sum over all, even times 0.
+    logits_nc, possible_nc = logits_bhwc[is_open_bhw], possible[labels_bhw[is_open_bhw].to(torch.int64)]
+    merged_n1 = logits_nc.masked_fill(~possible_nc, -math.inf).logsumexp(1, keepdim=True)
+    lowest_n = possible_nc.to(torch.uint8).argmax(1)
+    # Far below any logit, and far enough from the end of the dtype for differences to stay finite.
+    rest_nc = logits_nc.masked_fill(possible_nc, torch.finfo(logits_nc.dtype).min / 4)
+    merged_bhwc = logits_bhwc.index_put((is_open_bhw,), rest_nc.scatter(1, lowest_n[:, None], merged_n1))
+    merged_labels_bhw = labels_bhw.index_put((is_open_bhw,), lowest_n.to(labels_bhw.dtype))
+    return merged_bhwc.movedim(-1, 1), merged_labels_bhw
+
+
 class _Pixels(NamedTuple):
     """Finite logits where nothing is labelled, classes as indices (0 there), weights (0 there)."""
 
@@ -320,8 +368,7 @@ class _Pixels(NamedTuple):
     labelled_bhw: Tensor
 
 
-def _pixels(logits_bchw: Tensor, labels_bhw: Tensor, weights_bhw: Tensor | None) -> _Pixels:
-    num_classes = logits_bchw.shape[1]
+def _check_shapes(logits_bchw: Tensor, labels_bhw: Tensor, weights_bhw: Tensor | None) -> None:
     for name, one in (("labels", labels_bhw), ("weights", weights_bhw)):
         if one is not None and one.shape != (len(logits_bchw), *logits_bchw.shape[2:]):
             raise ValueError(
@@ -330,6 +377,11 @@ def _pixels(logits_bchw: Tensor, labels_bhw: Tensor, weights_bhw: Tensor | None)
             )
     if labels_bhw.is_floating_point():
         raise ValueError(f"labels must be integers, got {labels_bhw.dtype}")
+
+
+def _pixels(logits_bchw: Tensor, labels_bhw: Tensor, weights_bhw: Tensor | None) -> _Pixels:
+    _check_shapes(logits_bchw, labels_bhw, weights_bhw)
+    num_classes = logits_bchw.shape[1]
     labelled_bhw = labels_bhw != UNLABELLED
     classes_bhw = labels_bhw.masked_fill(~labelled_bhw, 0).to(torch.int64)
     lowest, highest = (int(end) for end in classes_bhw.aminmax()) if classes_bhw.numel() else (0, 0)
