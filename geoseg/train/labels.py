@@ -6,7 +6,8 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, FiniteFloat, StrictInt, StrictStr, field_validator, model_validator
 
 from geoseg.config import Section
-from geoseg.errors import ConfigError, LabelError, NotGeoTiffError, SceneError
+from geoseg.errors import ConfigError, LabelError, NotGeoTiffError, SceneError, StoreError
 from geoseg.raster import store
 from geoseg.raster.geotiff import GeoTiff, ReadOptions, describe
 from geoseg.raster.grid import Grid
@@ -270,8 +271,10 @@ def majority(
     most = np.zeros(best.shape, np.int64)
     whole = row_shares.sum(axis=0)[:, None] * col_shares.sum(axis=0)
     for code in present:
-        inside = (codes == code).astype(np.int64)
-        down = sum(inside[index] * share[:, None] for index, share in zip(rows, row_shares, strict=True))
+        inside = (codes == code).astype(np.int32)  # enough for the sum along one axis, of two it is not
+        down = sum(
+            inside[index] * share.astype(np.int32)[:, None] for index, share in zip(rows, row_shares, strict=True)
+        )
         share = sum(down[:, index] * share for index, share in zip(cols, col_shares, strict=True))
         wins = 2 * share > whole if code == UNLABELLED else share >= np.maximum(most, 1)
         best[wins], most[wins] = code, share[wins]
@@ -310,7 +313,8 @@ class SceneLabels:
         combined = np.full((inside.height, inside.width), self.background, np.uint8)
         is_known = np.zeros(combined.shape, np.bool_)
         for source in self.sources:
-            codes = source.read(work, inside)
+            with _speaking_of(self.scene_id):
+                codes = source.read(work, inside)
             is_class = (codes != _BESIDE) & (codes != UNLABELLED)
             is_known |= is_class
             combined = np.where(is_class | ((codes == UNLABELLED) & ~is_known), codes, combined)
@@ -320,8 +324,8 @@ class SceneLabels:
     def read_instances(self, work: WorkGrid, window: Window, class_code: int) -> NDArray[np.int32]:
         """An instance raster (row, col) of a class: 0 where ``read`` has another code, else a number for each object.
 
-        From vectors that is the feature's place in its file; a raster's pieces that hang together are numbered anew in each
-        window. Numbers of several sources do not meet. Raises as ``read`` does.
+        Of vectors an object is a feature, of rasters what hangs together inside the window. A number tells it from the
+        others of the window; with a single vector file it is the feature's place in that, elsewhere too. Raises as ``read``.
         """
         found = np.zeros((window.height, window.width), np.int32)
         inside, place_in = _clip(work, window)
@@ -330,12 +334,22 @@ class SceneLabels:
         combined = np.zeros((inside.height, inside.width), np.int32)
         highest = 0
         for source in self.sources:
-            numbers = source.read_instances(work, inside, class_code)
+            with _speaking_of(self.scene_id):
+                numbers = source.read_instances(work, inside, class_code)
             combined = np.where(numbers > 0, numbers + highest, combined)
             highest = int(combined.max())
         found[place_in] = combined
         found[self.read(work, window) != class_code] = 0
         return found
+
+
+@contextmanager
+def _speaking_of(scene_id: str) -> Iterator[None]:
+    """Let what goes wrong with a file begin with the scene that it labels."""
+    try:
+        yield
+    except (SceneError, StoreError) as error:
+        raise type(error)(f"{scene_id}: {error}") from error
 
 
 def _clip(work: WorkGrid, window: Window) -> tuple[Window | None, tuple[slice, slice]]:
@@ -353,12 +367,12 @@ def find_labels(configs: Sequence[LabelConfig], scene: Scene, classes: Sequence[
     """The labels of a scene, with all checked that can be before a pixel is read.
 
     Vector files are read whole, rasters to their header. Raises LabelError, ConfigError for a class that the bundle does not
-    have, AccessDeniedError, StoreError.
+    have, other kinds of SceneError for a raster that cannot be read, AccessDeniedError, StoreError.
     """
     background = codes.background_of(labelled_classes(configs, classes))
     sources: list[RasterLabels | VectorLabels] = []
     remarks: list[str] = []
-    try:
+    with _speaking_of(scene.id):
         for config in configs:
             area = find_vectors(_uri(config.area, scene), None) if config.area else None
             if area is not None:
@@ -369,8 +383,6 @@ def find_labels(configs: Sequence[LabelConfig], scene: Scene, classes: Sequence[
                 vector = _find_vector(config, scene, classes, area)
                 remarks += _check_vector(vector)
                 sources.append(vector)
-    except SceneError as error:
-        raise LabelError(f"{scene.id}: {error}") from error
     return SceneLabels(scene.id, tuple(sources), background, tuple(remarks))
 
 
