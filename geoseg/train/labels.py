@@ -6,7 +6,9 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -151,9 +153,41 @@ class VectorLabels:
         return shapes.burn(work, window, np.where(codes == class_code, shapes.numbers, 0).astype(np.int32), fill=0)
 
 
-@lru_cache(maxsize=16)
-def _painted(labels: VectorLabels) -> tuple[PlacedShapes, NDArray[np.int32]]:
+_Painted = tuple[PlacedShapes, NDArray[np.int32]]
+
+
+class _Kept:
+    """The shapes placed last, shared by all threads of a process; so many that their corners take some tens of MB.
+
+    Chips are drawn from many scenes in turn, and to read a vector file again takes a second.
+    """
+
+    def __init__(self, max_corners: int) -> None:
+        self._max_corners = max_corners
+        self._found: OrderedDict[Any, _Painted] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object, make: Callable[[], _Painted]) -> _Painted:
+        """What ``make`` made of a key when it was last asked for it."""
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = make()
+            self._found.move_to_end(key)
+            corners = sum(shapes.num_corners for shapes, _ in self._found.values())
+            while corners > self._max_corners and len(self._found) > 1:
+                corners -= self._found.popitem(last=False)[1][0].num_corners
+            return self._found[key]
+
+
+_KEPT = _Kept(2_000_000)
+
+
+def _painted(labels: VectorLabels) -> _Painted:
     """The shapes that label something, and the class of each."""
+    return _KEPT.get(labels, lambda: _paint(labels))
+
+
+def _paint(labels: VectorLabels) -> _Painted:
     shapes = place(load_features(labels.file, labels.fields), labels.grid, width=labels.width)
     codes = _codes_of(labels, shapes.columns, len(shapes.numbers))
     labelling = codes >= 0
@@ -170,9 +204,14 @@ def _codes_of(labels: VectorLabels, columns: dict[str, list[Any]], num: int) -> 
     return np.array(found, np.int32)
 
 
-@lru_cache(maxsize=16)
-def _placed_area(file: VectorFile, grid: Grid) -> PlacedShapes:
-    return place(load_features(file, ()), grid, width=None)
+def _placed_area(file: VectorFile, grid: Grid) -> _Painted:
+    """The polygons of an area, and 1 for each."""
+
+    def make() -> _Painted:
+        shapes = place(load_features(file, ()), grid, width=None)
+        return shapes, np.ones(len(shapes.numbers), np.int32)
+
+    return _KEPT.get((file, grid), make)
 
 
 def _within(
@@ -181,8 +220,8 @@ def _within(
     """The codes, UNLABELLED where a pixel's centre lies outside the area."""
     if area is None:
         return codes
-    shapes = _placed_area(area, grid)
-    inside = shapes.burn(work, window, np.ones(len(shapes.numbers), np.int32), fill=0) != 0
+    shapes, ones = _placed_area(area, grid)
+    inside = shapes.burn(work, window, ones, fill=0) != 0
     return np.where(inside, codes, np.uint8(UNLABELLED))
 
 
@@ -245,7 +284,7 @@ class RasterLabels:
         return codes
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _open(uri: str, size: int, etag: str) -> GeoTiff:
     return GeoTiff(uri, size=size, etag=etag)
 

@@ -47,6 +47,9 @@ _MESH = 21
 _MARGIN = 0.05
 _SEGMENT_PX = 64
 
+# rasterize silences a warning by way of the filters of the whole process, which threads would restore in each other's midst.
+_BURNING = threading.Lock()
+
 _Geometries = NDArray[Any]
 
 
@@ -101,6 +104,11 @@ class PlacedShapes:
     tree: shapely.STRtree
     is_elsewhere: bool
 
+    @property
+    def num_corners(self) -> int:
+        """How many corners there are to keep in memory; a shape by itself counts as 10."""
+        return int(shapely.get_num_coordinates(self.geometries).sum()) + 10 * len(self.geometries)
+
     def only(self, kept: NDArray[np.bool_]) -> PlacedShapes:
         """Those of the shapes."""
         columns = {
@@ -125,10 +133,9 @@ class PlacedShapes:
         offset = np.array([window.col_off, window.row_off]) * _SNAP
         moved = shapely.transform(self.geometries[found], lambda xy: np.round(xy * (right, down) * _SNAP) - offset)
         pairs = zip(moved, values[found].tolist(), strict=True)
-        # In pixels the geotransform would be the identity, of which rasterio warns, and not only in the thread that reads.
-        burnt = rasterize(
-            pairs, out_shape=(window.height, window.width), fill=fill, transform=Affine.scale(_SNAP), dtype="int32"
-        )
+        shape = (window.height, window.width)
+        with _BURNING:
+            burnt = rasterize(pairs, out_shape=shape, fill=fill, transform=Affine.scale(_SNAP), dtype="int32")
         return np.asarray(burnt)
 
 

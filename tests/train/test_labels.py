@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
+import geoseg.train.labels as labels_module
 from geoseg.config import check
 from geoseg.errors import ConfigError, LabelError, SceneError
 from geoseg.raster import store
@@ -417,6 +418,27 @@ def test_threads_read_what_one_thread_reads(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda _: whole(labels, work), range(32)):
             assert np.array_equal(found, expected)
+
+
+def test_shapes_that_were_forgotten_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(tmp_path)
+    work = work_grid(scene.levels, 1)
+    read = []
+    place = labels_module.place
+    monkeypatch.setattr(labels_module, "_KEPT", labels_module._Kept(500))
+    monkeypatch.setattr(
+        labels_module, "place", lambda features, *a, **b: read.append(features) or place(features, *a, **b)
+    )
+    labels = []
+    for seed in range(3):  # 40 quadrangles, 600 each
+        write_vectors(tmp_path / f"{seed}.geojson", polygons(AT_UTM, seed=seed), crs=UTM)
+        labels.append(find(scene, {"uri": f"{{folder}}/{seed}.geojson", "class": "building"}))
+    first = [whole(one, work) for one in labels]
+    again = [whole(one, work) for one in labels]
+    assert len(read) == 9
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    assert np.array_equal(whole(labels[2], work), again[2])
+    assert len(read) == 9
 
 
 def test_real_buildings_lie_where_their_raster_has_them() -> None:
