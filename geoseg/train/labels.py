@@ -8,7 +8,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -247,6 +247,7 @@ class RasterLabels:
         """See ``SceneLabels.read``; 0 for a pixel of none of its classes."""
         rows, cols = (Axis(self.shape[axis], work.work_shape[axis]) for axis in (0, 1))
         found = np.empty((window.height, window.width), np.uint8)
+        known = {_BESIDE, UNLABELLED, *(code for code, _ in self.values)}
         # A window of a coarse grid lies over many pixels of the file; they are read in strips.
         across = cols.span(window.col_off, window.col_end)
         per_row = (across[1] - across[0]) * max(1.0, rows.scale)
@@ -257,13 +258,9 @@ class RasterLabels:
             source = self._codes((int(top), int(bottom), *across))
             box = (start, end, window.col_off, window.col_end)
             found[start - window.row_off : end - window.row_off] = majority(
-                source, rows, cols, box, (int(top), across[0])
+                source, rows, cols, box, (int(top), across[0]), known=known
             )
         return _within(self.area, self.grid, work, window, found)
-
-    def read_instances(self, work: WorkGrid, window: Window, class_code: int) -> NDArray[np.int32]:
-        """The pieces of a class that hang together inside the window, numbered from 1; 0 elsewhere."""
-        return connected(self.read(work, window) == class_code)
 
     def _codes(self, box: Box) -> NDArray[np.uint8]:
         """The codes of a box of the file's own pixels."""
@@ -290,32 +287,41 @@ def _open(uri: str, size: int, etag: str) -> GeoTiff:
 
 
 def majority(
-    codes: NDArray[np.uint8], row_axis: Axis, col_axis: Axis, box: Box, source_off: tuple[int, int]
+    codes: NDArray[np.uint8],
+    row_axis: Axis,
+    col_axis: Axis,
+    box: Box,
+    source_off: tuple[int, int],
+    *,
+    known: Iterable[int],
 ) -> NDArray[np.uint8]:
     """Codes (row, col) of an output box (row_off, row_end, col_off, col_end) of a resampled label array.
 
-    ``codes`` is the source from row and column ``source_off`` on. Going down, a pixel more than half of whose area is
-    unlabelled is unlabelled; any other gets the code with the greatest share of its area, of equal ones the highest (so a
-    class goes before the background). Going up it gets the code at its centre. Shares are whole numbers: nothing is rounded.
+    ``codes`` is the source from row and column ``source_off`` on; they are among the ``known`` ones. Going down, a pixel
+    more than half of whose area is unlabelled is unlabelled; any other gets the code with the greatest share of its area, of
+    equal ones the highest (so a class goes before the background). Going up it gets the code at its centre. Shares are whole
+    numbers: nothing is rounded.
     """
     rows, row_shares = row_axis.shares(box[0], box[1])
     cols, col_shares = col_axis.shares(box[2], box[3])
     rows, cols = rows - source_off[0], cols - source_off[1]
     if len(rows) == len(cols) == 1:
         return np.asarray(codes[rows[0][:, None], cols[0]])
-    present = np.flatnonzero(np.bincount(codes.ravel(), minlength=256))
+    present = [code for code in sorted(known) if (codes == code).any()]
     if len(present) == 1:
         return np.full((rows.shape[1], cols.shape[1]), present[0], np.uint8)
-    best = np.zeros((rows.shape[1], cols.shape[1]), np.uint8)
-    most = np.zeros(best.shape, np.int64)
     whole = row_shares.sum(axis=0)[:, None] * col_shares.sum(axis=0)
-    for code in present:
+    shares = {}
+    for code in present[1:]:
         inside = (codes == code).astype(np.int32)  # enough for the sum along one axis, of two it is not
         down = sum(
             inside[index] * share.astype(np.int32)[:, None] for index, share in zip(rows, row_shares, strict=True)
         )
-        share = sum(down[:, index] * share for index, share in zip(cols, col_shares, strict=True))
-        wins = 2 * share > whole if code == UNLABELLED else share >= np.maximum(most, 1)
+        shares[code] = sum(down[:, index] * share for index, share in zip(cols, col_shares, strict=True))
+    most = whole - sum(shares.values())
+    best = np.full(most.shape, present[0], np.uint8)
+    for code, share in shares.items():
+        wins = 2 * share > whole if code == UNLABELLED else (share >= most) & (share > 0)
         best[wins], most[wins] = code, share[wins]
     return best
 
@@ -349,15 +355,7 @@ class SceneLabels:
         inside, place_in = _clip(work, window)
         if inside is None:
             return found
-        combined = np.full((inside.height, inside.width), self.background, np.uint8)
-        is_known = np.zeros(combined.shape, np.bool_)
-        for source in self.sources:
-            with _speaking_of(self.scene_id):
-                codes = source.read(work, inside)
-            is_class = (codes != _BESIDE) & (codes != UNLABELLED)
-            is_known |= is_class
-            combined = np.where(is_class | ((codes == UNLABELLED) & ~is_known), codes, combined)
-        found[place_in] = combined
+        found[place_in] = self._combined(self._read_each(work, inside))
         return found
 
     def read_instances(self, work: WorkGrid, window: Window, class_code: int) -> NDArray[np.int32]:
@@ -370,16 +368,30 @@ class SceneLabels:
         inside, place_in = _clip(work, window)
         if inside is None:
             return found
-        combined = np.zeros((inside.height, inside.width), np.int32)
-        highest = 0
-        for source in self.sources:
-            with _speaking_of(self.scene_id):
+        numbered = np.zeros((inside.height, inside.width), np.int32)
+        each = self._read_each(work, inside)
+        for source, codes in zip(self.sources, each, strict=True):
+            if isinstance(source, RasterLabels):
+                numbers = connected(codes == class_code)
+            else:
                 numbers = source.read_instances(work, inside, class_code)
-            combined = np.where(numbers > 0, numbers + highest, combined)
-            highest = int(combined.max())
-        found[place_in] = combined
-        found[self.read(work, window) != class_code] = 0
+            numbered = np.where(numbers > 0, numbers + numbered.max(), numbered)
+        found[place_in] = np.where(self._combined(each) == class_code, numbered, 0)
         return found
+
+    def _read_each(self, work: WorkGrid, inside: Window) -> list[NDArray[np.uint8]]:
+        with _speaking_of(self.scene_id):
+            return [source.read(work, inside) for source in self.sources]
+
+    def _combined(self, each: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The codes of all sources together."""
+        combined = np.full(each[0].shape, self.background, np.uint8)
+        is_known = np.zeros(combined.shape, np.bool_)
+        for codes in each:
+            is_class = (codes != _BESIDE) & (codes != UNLABELLED)
+            is_known |= is_class
+            combined = np.where(is_class | ((codes == UNLABELLED) & ~is_known), codes, combined)
+        return combined
 
 
 @contextmanager
