@@ -49,6 +49,10 @@ class StackError(SceneError):
     """The scenes of a stack do not fit each other, or a stack does not fit the bundle."""
 
 
+class LabelError(SceneError):
+    """The labels of the scene are missing, cannot be read, or do not lie where the scene does."""
+
+
 class ConflictError(SceneError):
     """Another scene or another run has published under the same id in the meantime."""
 

@@ -35,13 +35,8 @@ class Axis:
         if self.num_in == self.num_out:
             return out[None, :], np.ones((1, len(out)), np.float32)
         if self.num_in > self.num_out:
-            # Exact in integers: output pixel i covers [i * num_in, (i + 1) * num_in) in units of 1 / num_out.
-            first = out * self.num_in // self.num_out
-            num_taps = -(-self.num_in // self.num_out) + 1
-            index = first[None, :] + np.arange(num_taps, dtype=np.int64)[:, None]
-            low = np.maximum(index * self.num_out, (out * self.num_in)[None, :])
-            high = np.minimum((index + 1) * self.num_out, ((out + 1) * self.num_in)[None, :])
-            weight = np.maximum(high - low, 0) / self.num_in
+            index, share = self.shares(start, end)
+            weight = share / self.num_in
         else:
             centre = (2 * out + 1) * self.num_in - self.num_out  # in units of 1 / (2 * num_out) source pixels
             first = np.floor_divide(centre, 2 * self.num_out)
@@ -49,6 +44,23 @@ class Axis:
             index = np.stack([first, first + 1])
             weight = np.stack([1 - upper, upper])
         return np.clip(index, 0, self.num_in - 1), weight.astype(np.float32)
+
+    def shares(self, start: int, end: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Source indexes (tap, out) and how much of each the output pixels ``start`` to ``end`` cover, in whole numbers.
+
+        Going down, a source pixel counts ``num_out``, and an output pixel ``num_in`` in sum. Otherwise an output pixel is the
+        one source pixel that its centre lies in.
+        """
+        out = np.arange(start, end, dtype=np.int64)
+        if self.num_in <= self.num_out:
+            nearest = (2 * out + 1) * self.num_in // (2 * self.num_out)
+            return nearest[None, :], np.ones((1, len(out)), np.int64)
+        first = out * self.num_in // self.num_out
+        num_taps = -(-self.num_in // self.num_out) + 1
+        index = first[None, :] + np.arange(num_taps, dtype=np.int64)[:, None]
+        low = np.maximum(index * self.num_out, (out * self.num_in)[None, :])
+        high = np.minimum((index + 1) * self.num_out, ((out + 1) * self.num_in)[None, :])
+        return np.clip(index, 0, self.num_in - 1), np.maximum(high - low, 0)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """The source pixels [first, last) that the output pixels ``start`` to ``end`` are made of."""
