@@ -9,10 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 from geoseg.config import ClusterConfig, Job, load_job
 from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError
+from geoseg.evaluate.job import EvaluationJob, evaluate, judge_locally
+from geoseg.evaluate.report import Evaluation
 from geoseg.model.bundle import WEIGHTS_NAME
 from geoseg.model.costs import peak_bytes, shadow_of
 from geoseg.model.network import Network
@@ -142,6 +145,16 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     if progress.windows_done:
         progress.show(last=True)
     return report
+
+
+def run_evaluation(job: EvaluationJob) -> Evaluation:
+    """Evaluate a bundle, on Ray when an address or several workers are named. Raises StopError kinds alone."""
+    cluster = job.cluster
+    if cluster.engine == "ray" or (cluster.engine == "auto" and (cluster.address or (cluster.workers or 1) > 1)):
+        from geoseg.cluster.evaluate import judge_on_cluster
+
+        return evaluate(job, partial(judge_on_cluster, cluster=cluster))
+    return evaluate(job, judge_locally)
 
 
 def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:

@@ -40,22 +40,38 @@ def side_by_side(
     """A PNG: the image (band, row, col), then a captioned panel for each array of class codes, and a legend."""
     picture = np.where(valid_hw[..., None], image_bhw[:3].transpose(1, 2, 0), np.array(_GREY, np.uint8))
     drawn = [("image", picture), *((title, colored(codes, classes)) for title, codes in panels)]
-    scale = _SIDE / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    width = len(drawn) * (size[0] + _GAP) + _GAP
-    canvas = Image.new("RGB", (width, size[1] + _CAPTION + 2 * _GAP), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(17)
-    for place, (title, pixels) in enumerate(drawn):
-        left = _GAP + place * (size[0] + _GAP)
-        draw.text((left, _GAP), title, _INK, font)
+    return compose(drawn, [(one.name, one.color) for one in classes[1:]], across=len(drawn))
+
+
+def compose(
+    panels: list[tuple[str, npt.NDArray[np.uint8]]], legend: list[tuple[str, tuple[int, int, int]]], *, across: int
+) -> bytes:
+    """A PNG of captioned panels (row, col, rgb) of one size, ``across`` side by side, and a legend at the top right or below.
+
+    The first is smoothed where it is made smaller; the others are colours that stand for something.
+    """
+    height, cols = panels[0][1].shape[:2]
+    scale = _SIDE / max(height, cols)
+    size = (max(1, round(cols * scale)), max(1, round(height * scale)))
+    width, step = across * (size[0] + _GAP) + _GAP, size[1] + _CAPTION + _GAP
+    font = ImageFont.load_default(17)
+    # In its own line where it would run into a caption.
+    room = size[0] - font.getlength(panels[across - 1][0]) if across > 1 else 0
+    below = sum(font.getlength(name) + 38 for name, _ in legend) > room
+    rows = -(-len(panels) // across)
+    canvas = Image.new("RGB", (width, rows * step + _GAP + below * _CAPTION), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for place, (title, pixels) in enumerate(panels):
+        left, top = _GAP + place % across * (size[0] + _GAP), _GAP + place // across * step
+        draw.text((left, top), title, _INK, font)
         filter_ = Image.Resampling.LANCZOS if place == 0 else Image.Resampling.BOX
-        canvas.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, filter_), (left, _CAPTION + _GAP))
-    left = width - _GAP
-    for one in reversed(classes[1:]):
-        left -= int(font.getlength(one.name))
-        draw.text((left, _GAP), one.name, _INK, font)
+        canvas.paste(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, filter_), (left, top + _CAPTION))
+    left, top = width - _GAP, below * rows * step + _GAP
+    for name, color in reversed(legend):
+        left -= int(font.getlength(name))
+        draw.text((left, top), name, _INK, font)
         left -= 22
-        draw.rectangle((left, _GAP + 3, left + 15, _GAP + 18), one.color)
+        draw.rectangle((left, top + 3, left + 15, top + 18), color, _INK if below else None)
         left -= 16
     out = io.BytesIO()
     canvas.save(out, "PNG", optimize=True)
