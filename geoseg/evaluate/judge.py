@@ -28,7 +28,7 @@ from geoseg.raster.stack import StackReader
 from geoseg.raster.window import Window
 from geoseg.raster.work import WorkGrid, work_grid
 from geoseg.train.codes import UNLABELLED, LabelCodes
-from geoseg.train.labels import find_labels
+from geoseg.train.labels import find_labels, labelled_classes
 from geoseg.train.metrics import HALO, Counts, count_window
 from geoseg.train.objects import Objects, find_objects, join_objects
 from geoseg.train.sources import SourceConfig
@@ -45,12 +45,16 @@ class Labels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationScene:
-    """A scene as it is to be predicted, and its labels."""
+    """A scene as it is to be predicted, and its labels; ``labelled`` are the classes that they find wherever they are.
+
+    Background is among them when all others are. The other classes are not scored on this scene.
+    """
 
     source: str
     plan: ScenePlan
     labels: Labels
     codes: LabelCodes
+    labelled: tuple[int, ...]
 
     @property
     def own_grid(self) -> WorkGrid:
@@ -64,7 +68,11 @@ def find_scene(ref: SceneRef, source: SourceConfig, spec: NetworkSpec, codes: La
     def found() -> EvaluationScene:
         plan = plan_scene(ref, spec)
         classes = tuple(one.name for one in spec.description.classes)
-        return EvaluationScene(source.name, plan, find_labels(source.labels, plan.scene, classes, codes), codes)
+        labels = find_labels(source.labels, plan.scene, classes, codes)
+        labelled = labelled_classes(source.labels, classes)
+        if codes.background_of(labelled) == 0:
+            labelled = (0, *labelled)
+        return EvaluationScene(source.name, plan, labels, codes, labelled)
 
     return attempt(found, ref.id, "planning")
 
@@ -140,9 +148,12 @@ class Judge:
         core = slice(top, top + window.height), slice(left, left + window.width)
         steps_chw = class_probabilities(logits_chw, valid_hw)
         counts = count_window(mask_hw, labels_hw, codes, core=core, steps_chw=steps_chw, quick=quick)
+        counts = counts.only(scene.labelled)
         mask_hw, labels_hw = mask_hw[core], labels_hw[core]
         objects = [
             find_objects(mask_hw, labels_hw, codes, value, window=window, scene_shape=stitching.scene_shape)
+            if value in scene.labelled
+            else Objects.none()
             for value in range(1, 1 if quick else codes.num_classes)
         ]
         margin = stitching.margin

@@ -54,6 +54,15 @@ class Counts:
     def __add__(self, other: Counts) -> Self:
         return type(self)(self.pixels + other.pixels, self.table + other.table, self.bins + other.bins)
 
+    def only(self, classes: Sequence[int]) -> Self:
+        """The counts of some classes, 0 for the others.
+
+        A source that labels no roads says of its buildings that they are no road: enough to count what is false, but nothing
+        would be right.
+        """
+        kept = np.isin(np.arange(len(self.table)), classes)
+        return type(self)(self.pixels, self.table * kept[:, None], self.bins * kept[:, None, None])
+
     def of(self, column: str) -> NDArray[np.int64]:
         """The counts (class) of a column by name."""
         return self.table[:, _COLUMNS.index(column)]
