@@ -178,8 +178,8 @@ def evaluate_scenes(
     """A tally of each scene, or why there is none.
 
     ``share`` is (rank, world): this is one of ``world`` workers that deal the windows out among them, and what they count adds
-    up. ``quick``: IoU, precision, recall and calibration alone, which is what a plain sum of ``Tally.counts`` takes; the other
-    tallies are put together by ``Tally.joined``, once all are there as ``complete``.
+    up. ``quick``: IoU, precision, recall and calibration alone, of windows with labels alone; of these a plain sum of
+    ``Tally.counts`` is all. Other tallies of a scene are put together by ``Tally.joined``, as ``complete`` once all are there.
     """
     judge = Judge(predictor)
     return [

@@ -103,9 +103,10 @@ class Counts:
 class ClassScores:
     """The scores of one class, 0 to 1; NaN where there is nothing to divide by.
 
-    ``boundary_iou``: Cheng et al. 2021, arXiv:2103.16562, equation 3. ``relaxed_``: Mnih 2013, section 2.2. ``object_``: objects
-    matched at an IoU of 0.5, as SpaceNet has it. ``ece``: expected calibration error of the class's probability (the class-wise
-    one of Kull et al. 2019, arXiv:1910.12656, for this class), which labels that leave classes open do not bend.
+    ``boundary_iou``: Cheng et al. 2021, arXiv:2103.16562. ``relaxed_``: V. Mnih, "Machine Learning for Aerial Image Labeling",
+    2013. ``object_``: objects matched at an IoU of 0.5, as SpaceNet has it. ``ece``: expected calibration error of the class's
+    probability (the class-wise one of Kull et al. 2019, arXiv:1910.12656, for this class), which is not bent by labels that
+    leave classes open.
     """
 
     iou: float

@@ -1,7 +1,7 @@
 """Objects of a mask and of the truth, found window by window, joined across the windows' sides, and matched.
 
 An object is a piece of one class that hangs together by the sides of pixels. A pair of objects matches at an IoU of 0.5
-(SpaceNet: A. Van Etten, D. Lindenbaum, T. Bacastow, arXiv:1807.01232, section 4). Areas are those of the pixels at which the
+(SpaceNet: A. Van Etten, D. Lindenbaum, T. Bacastow, arXiv:1807.01232). Areas are those of the pixels at which the
 class is known. An object of the mask that matches none and lies for more than its half where the class is not known does not
 count; no object is too small to count. Nothing depends on how the scene was cut or in which order its parts are joined.
 """
