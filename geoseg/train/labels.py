@@ -6,7 +6,10 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, FiniteFloat, StrictInt, StrictStr, field_validator, model_validator
 
 from geoseg.config import Section
-from geoseg.errors import ConfigError, LabelError, NotGeoTiffError, SceneError
+from geoseg.errors import ConfigError, LabelError, NotGeoTiffError, SceneError, StoreError
 from geoseg.raster import store
 from geoseg.raster.geotiff import GeoTiff, ReadOptions, describe
 from geoseg.raster.grid import Grid
@@ -150,9 +153,41 @@ class VectorLabels:
         return shapes.burn(work, window, np.where(codes == class_code, shapes.numbers, 0).astype(np.int32), fill=0)
 
 
-@lru_cache(maxsize=16)
-def _painted(labels: VectorLabels) -> tuple[PlacedShapes, NDArray[np.int32]]:
+_Painted = tuple[PlacedShapes, NDArray[np.int32]]
+
+
+class _Kept:
+    """The shapes placed last, shared by all threads of a process; so many that their corners take some tens of MB.
+
+    Chips are drawn from many scenes in turn, and to read a vector file again takes a second.
+    """
+
+    def __init__(self, max_corners: int) -> None:
+        self._max_corners = max_corners
+        self._found: OrderedDict[Any, _Painted] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: object, make: Callable[[], _Painted]) -> _Painted:
+        """What ``make`` made of a key when it was last asked for it."""
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = make()
+            self._found.move_to_end(key)
+            corners = sum(shapes.num_corners for shapes, _ in self._found.values())
+            while corners > self._max_corners and len(self._found) > 1:
+                corners -= self._found.popitem(last=False)[1][0].num_corners
+            return self._found[key]
+
+
+_KEPT = _Kept(2_000_000)
+
+
+def _painted(labels: VectorLabels) -> _Painted:
     """The shapes that label something, and the class of each."""
+    return _KEPT.get(labels, lambda: _paint(labels))
+
+
+def _paint(labels: VectorLabels) -> _Painted:
     shapes = place(load_features(labels.file, labels.fields), labels.grid, width=labels.width)
     codes = _codes_of(labels, shapes.columns, len(shapes.numbers))
     labelling = codes >= 0
@@ -169,9 +204,14 @@ def _codes_of(labels: VectorLabels, columns: dict[str, list[Any]], num: int) -> 
     return np.array(found, np.int32)
 
 
-@lru_cache(maxsize=16)
-def _placed_area(file: VectorFile, grid: Grid) -> PlacedShapes:
-    return place(load_features(file, ()), grid, width=None)
+def _placed_area(file: VectorFile, grid: Grid) -> _Painted:
+    """The polygons of an area, and 1 for each."""
+
+    def make() -> _Painted:
+        shapes = place(load_features(file, ()), grid, width=None)
+        return shapes, np.ones(len(shapes.numbers), np.int32)
+
+    return _KEPT.get((file, grid), make)
 
 
 def _within(
@@ -180,8 +220,8 @@ def _within(
     """The codes, UNLABELLED where a pixel's centre lies outside the area."""
     if area is None:
         return codes
-    shapes = _placed_area(area, grid)
-    inside = shapes.burn(work, window, np.ones(len(shapes.numbers), np.int32), fill=0) != 0
+    shapes, ones = _placed_area(area, grid)
+    inside = shapes.burn(work, window, ones, fill=0) != 0
     return np.where(inside, codes, np.uint8(UNLABELLED))
 
 
@@ -207,6 +247,7 @@ class RasterLabels:
         """See ``SceneLabels.read``; 0 for a pixel of none of its classes."""
         rows, cols = (Axis(self.shape[axis], work.work_shape[axis]) for axis in (0, 1))
         found = np.empty((window.height, window.width), np.uint8)
+        known = {_BESIDE, UNLABELLED, *(code for code, _ in self.values)}
         # A window of a coarse grid lies over many pixels of the file; they are read in strips.
         across = cols.span(window.col_off, window.col_end)
         per_row = (across[1] - across[0]) * max(1.0, rows.scale)
@@ -217,13 +258,9 @@ class RasterLabels:
             source = self._codes((int(top), int(bottom), *across))
             box = (start, end, window.col_off, window.col_end)
             found[start - window.row_off : end - window.row_off] = majority(
-                source, rows, cols, box, (int(top), across[0])
+                source, rows, cols, box, (int(top), across[0]), known=known
             )
         return _within(self.area, self.grid, work, window, found)
-
-    def read_instances(self, work: WorkGrid, window: Window, class_code: int) -> NDArray[np.int32]:
-        """The pieces of a class that hang together inside the window, numbered from 1; 0 elsewhere."""
-        return connected(self.read(work, window) == class_code)
 
     def _codes(self, box: Box) -> NDArray[np.uint8]:
         """The codes of a box of the file's own pixels."""
@@ -244,36 +281,47 @@ class RasterLabels:
         return codes
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def _open(uri: str, size: int, etag: str) -> GeoTiff:
     return GeoTiff(uri, size=size, etag=etag)
 
 
 def majority(
-    codes: NDArray[np.uint8], row_axis: Axis, col_axis: Axis, box: Box, source_off: tuple[int, int]
+    codes: NDArray[np.uint8],
+    row_axis: Axis,
+    col_axis: Axis,
+    box: Box,
+    source_off: tuple[int, int],
+    *,
+    known: Iterable[int],
 ) -> NDArray[np.uint8]:
     """Codes (row, col) of an output box (row_off, row_end, col_off, col_end) of a resampled label array.
 
-    ``codes`` is the source from row and column ``source_off`` on. Going down, a pixel more than half of whose area is
-    unlabelled is unlabelled; any other gets the code with the greatest share of its area, of equal ones the highest (so a
-    class goes before the background). Going up it gets the code at its centre. Shares are whole numbers: nothing is rounded.
+    ``codes`` is the source from row and column ``source_off`` on; they are among the ``known`` ones. Going down, a pixel
+    more than half of whose area is unlabelled is unlabelled; any other gets the code with the greatest share of its area, of
+    equal ones the highest (so a class goes before the background). Going up it gets the code at its centre. Shares are whole
+    numbers: nothing is rounded.
     """
     rows, row_shares = row_axis.shares(box[0], box[1])
     cols, col_shares = col_axis.shares(box[2], box[3])
     rows, cols = rows - source_off[0], cols - source_off[1]
     if len(rows) == len(cols) == 1:
         return np.asarray(codes[rows[0][:, None], cols[0]])
-    present = np.flatnonzero(np.bincount(codes.ravel(), minlength=256))
+    present = [code for code in sorted(known) if (codes == code).any()]
     if len(present) == 1:
         return np.full((rows.shape[1], cols.shape[1]), present[0], np.uint8)
-    best = np.zeros((rows.shape[1], cols.shape[1]), np.uint8)
-    most = np.zeros(best.shape, np.int64)
     whole = row_shares.sum(axis=0)[:, None] * col_shares.sum(axis=0)
-    for code in present:
-        inside = (codes == code).astype(np.int64)
-        down = sum(inside[index] * share[:, None] for index, share in zip(rows, row_shares, strict=True))
-        share = sum(down[:, index] * share for index, share in zip(cols, col_shares, strict=True))
-        wins = 2 * share > whole if code == UNLABELLED else share >= np.maximum(most, 1)
+    shares = {}
+    for code in present[1:]:
+        inside = (codes == code).astype(np.int32)  # enough for the sum along one axis, of two it is not
+        down = sum(
+            inside[index] * share.astype(np.int32)[:, None] for index, share in zip(rows, row_shares, strict=True)
+        )
+        shares[code] = sum(down[:, index] * share for index, share in zip(cols, col_shares, strict=True))
+    most = whole - sum(shares.values())
+    best = np.full(most.shape, present[0], np.uint8)
+    for code, share in shares.items():
+        wins = 2 * share > whole if code == UNLABELLED else (share >= most) & (share > 0)
         best[wins], most[wins] = code, share[wins]
     return best
 
@@ -307,35 +355,52 @@ class SceneLabels:
         inside, place_in = _clip(work, window)
         if inside is None:
             return found
-        combined = np.full((inside.height, inside.width), self.background, np.uint8)
-        is_known = np.zeros(combined.shape, np.bool_)
-        for source in self.sources:
-            codes = source.read(work, inside)
-            is_class = (codes != _BESIDE) & (codes != UNLABELLED)
-            is_known |= is_class
-            combined = np.where(is_class | ((codes == UNLABELLED) & ~is_known), codes, combined)
-        found[place_in] = combined
+        found[place_in] = self._combined(self._read_each(work, inside))
         return found
 
     def read_instances(self, work: WorkGrid, window: Window, class_code: int) -> NDArray[np.int32]:
         """An instance raster (row, col) of a class: 0 where ``read`` has another code, else a number for each object.
 
-        From vectors that is the feature's place in its file; a raster's pieces that hang together are numbered anew in each
-        window. Numbers of several sources do not meet. Raises as ``read`` does.
+        Of vectors an object is a feature, of rasters what hangs together inside the window. A number tells it from the
+        others of the window; with a single vector file it is the feature's place in that, elsewhere too. Raises as ``read``.
         """
         found = np.zeros((window.height, window.width), np.int32)
         inside, place_in = _clip(work, window)
         if inside is None:
             return found
-        combined = np.zeros((inside.height, inside.width), np.int32)
-        highest = 0
-        for source in self.sources:
-            numbers = source.read_instances(work, inside, class_code)
-            combined = np.where(numbers > 0, numbers + highest, combined)
-            highest = int(combined.max())
-        found[place_in] = combined
-        found[self.read(work, window) != class_code] = 0
+        numbered = np.zeros((inside.height, inside.width), np.int32)
+        each = self._read_each(work, inside)
+        for source, codes in zip(self.sources, each, strict=True):
+            if isinstance(source, RasterLabels):
+                numbers = connected(codes == class_code)
+            else:
+                numbers = source.read_instances(work, inside, class_code)
+            numbered = np.where(numbers > 0, numbers + numbered.max(), numbered)
+        found[place_in] = np.where(self._combined(each) == class_code, numbered, 0)
         return found
+
+    def _read_each(self, work: WorkGrid, inside: Window) -> list[NDArray[np.uint8]]:
+        with _speaking_of(self.scene_id):
+            return [source.read(work, inside) for source in self.sources]
+
+    def _combined(self, each: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """The codes of all sources together."""
+        combined = np.full(each[0].shape, self.background, np.uint8)
+        is_known = np.zeros(combined.shape, np.bool_)
+        for codes in each:
+            is_class = (codes != _BESIDE) & (codes != UNLABELLED)
+            is_known |= is_class
+            combined = np.where(is_class | ((codes == UNLABELLED) & ~is_known), codes, combined)
+        return combined
+
+
+@contextmanager
+def _speaking_of(scene_id: str) -> Iterator[None]:
+    """Let what goes wrong with a file begin with the scene that it labels."""
+    try:
+        yield
+    except (SceneError, StoreError) as error:
+        raise type(error)(f"{scene_id}: {error}") from error
 
 
 def _clip(work: WorkGrid, window: Window) -> tuple[Window | None, tuple[slice, slice]]:
@@ -353,12 +418,12 @@ def find_labels(configs: Sequence[LabelConfig], scene: Scene, classes: Sequence[
     """The labels of a scene, with all checked that can be before a pixel is read.
 
     Vector files are read whole, rasters to their header. Raises LabelError, ConfigError for a class that the bundle does not
-    have, AccessDeniedError, StoreError.
+    have, other kinds of SceneError for a raster that cannot be read, AccessDeniedError, StoreError.
     """
     background = codes.background_of(labelled_classes(configs, classes))
     sources: list[RasterLabels | VectorLabels] = []
     remarks: list[str] = []
-    try:
+    with _speaking_of(scene.id):
         for config in configs:
             area = find_vectors(_uri(config.area, scene), None) if config.area else None
             if area is not None:
@@ -369,8 +434,6 @@ def find_labels(configs: Sequence[LabelConfig], scene: Scene, classes: Sequence[
                 vector = _find_vector(config, scene, classes, area)
                 remarks += _check_vector(vector)
                 sources.append(vector)
-    except SceneError as error:
-        raise LabelError(f"{scene.id}: {error}") from error
     return SceneLabels(scene.id, tuple(sources), background, tuple(remarks))
 
 

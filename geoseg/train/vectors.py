@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -45,6 +46,9 @@ _SNAP = 1024.0
 _MESH = 21
 _MARGIN = 0.05
 _SEGMENT_PX = 64
+
+# rasterize silences a warning by way of the filters of the whole process, which threads would restore in each other's midst.
+_BURNING = threading.Lock()
 
 _Geometries = NDArray[Any]
 
@@ -100,6 +104,11 @@ class PlacedShapes:
     tree: shapely.STRtree
     is_elsewhere: bool
 
+    @property
+    def num_corners(self) -> int:
+        """How many corners there are to keep in memory; a shape by itself counts as 10."""
+        return int(shapely.get_num_coordinates(self.geometries).sum()) + 10 * len(self.geometries)
+
     def only(self, kept: NDArray[np.bool_]) -> PlacedShapes:
         """Those of the shapes."""
         columns = {
@@ -121,12 +130,12 @@ class PlacedShapes:
         if not found.size:
             return np.full((window.height, window.width), fill, np.int32)
         found.sort()
-        offset = np.array([window.col_off, window.row_off], np.float64)
-        moved = shapely.transform(
-            self.geometries[found], lambda xy: np.round(xy * (right, down) * _SNAP) / _SNAP - offset
-        )
+        offset = np.array([window.col_off, window.row_off]) * _SNAP
+        moved = shapely.transform(self.geometries[found], lambda xy: np.round(xy * (right, down) * _SNAP) - offset)
         pairs = zip(moved, values[found].tolist(), strict=True)
-        burnt = rasterize(pairs, out_shape=(window.height, window.width), fill=fill, dtype="int32")
+        shape = (window.height, window.width)
+        with _BURNING:
+            burnt = rasterize(pairs, out_shape=shape, fill=fill, transform=Affine.scale(_SNAP), dtype="int32")
         return np.asarray(burnt)
 
 
@@ -257,7 +266,7 @@ def _read_by_gdal(driver: str, data: bytes, file: VectorFile, fields: tuple[str,
 
 def _checked(wkb: NDArray[Any], file: VectorFile) -> tuple[_Geometries, NDArray[np.int32], tuple[str, ...]]:
     """Geometries, their numbers and what there is to remark."""
-    is_there = np.array([one is not None for one in wkb])
+    is_there = np.array([one is not None for one in wkb], np.bool_)
     geometries = shapely.force_2d(shapely.from_wkb(wkb, on_invalid="ignore"))
     _refuse(is_there & shapely.is_missing(geometries), file, "has a geometry that is damaged or of a kind unknown here")
     kinds = shapely.get_type_id(geometries)
@@ -317,7 +326,9 @@ def place(features: Features, grid: Grid, *, width: LineWidth | None) -> PlacedS
     near = np.arange(len(is_line))
     if around is not None:
         near = np.flatnonzero(_meet(shapely.bounds(features.geometries), around))
-    is_elsewhere = around is not None and not _meet(shapely.total_bounds(features.geometries), around)
+    is_elsewhere = (
+        around is not None and is_line.size > 0 and not _meet(shapely.total_bounds(features.geometries), around)
+    )
     shapes = features.geometries[near]
     if features.crs != grid.crs:
         if around is not None:
