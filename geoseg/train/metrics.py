@@ -164,7 +164,7 @@ def count_window(
     reach = tuple(slice(max(0, one.start - HALO), one.stop + HALO) for one in core)
     inner = tuple(slice(one.start - wide.start, one.stop - wide.start) for one, wide in zip(core, reach, strict=True))
     mask_hw, labels_hw, steps_chw = mask_hw[reach], labels_hw[reach], steps_chw[(slice(None), *core)]
-    known_chw = known_classes(codes).T[:, labels_hw] & (mask_hw != _NODATA)
+    known_chw = np.stack([table[labels_hw] for table in known_classes(codes).T.copy()]) & (mask_hw != _NODATA)
     columns: list[dict[str, int]] = []
     bins: list[NDArray[np.int64]] = []
     for value, known_hw in enumerate(known_chw):

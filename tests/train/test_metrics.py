@@ -250,6 +250,20 @@ def test_objects_are_matched_as_by_hand_however_the_scene_is_cut(seed: int) -> N
             assert len(found.mask) == len(found.truth) == len(found.common) == len(found.sides) == 0
 
 
+def test_objects_end_where_a_window_holds_nothing() -> None:
+    mask, labels, _ = drawn((60, 73))
+    empty = slice(16, 32), slice(32, 48)
+    mask[empty] = NODATA
+    parts = [
+        find_objects(mask[rows, cols], labels[rows, cols], CODES, 1, window=window, scene_shape=mask.shape)
+        for window in tiles(mask.shape, 16)
+        for rows, cols in [(slice(window.row_off, window.row_end), slice(window.col_off, window.col_end))]
+        if (rows, cols) != empty
+    ]
+    assert join_objects(parts, complete=True).settled == objects_by_hand(mask, labels, 1)
+    assert sum(join_objects(parts).settled) < sum(objects_by_hand(mask, labels, 1))
+
+
 def test_two_halves_of_an_object_match_it_once() -> None:
     mask, labels = np.zeros((8, 9), np.uint8), np.zeros((8, 9), np.uint8)
     labels[2:4, 1:8] = 1
