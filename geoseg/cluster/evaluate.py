@@ -30,11 +30,12 @@ class JudgeActor:
     def __init__(self, bundle: Bundle, config: PredictConfig, threads: int) -> None:
         set_memory_up()
         torch.set_num_threads(threads)
-        self._judge, self._bundle = Judge(Predictor(bundle, config, device=default_device())), bundle
+        self._judge = Judge(Predictor(bundle, config, device=default_device()))
+        self._value_range = config.scale or bundle.description.value_range
 
     def judge(self, scene: EvaluationScene, windows: list[Window]) -> JudgedPart | Failure:
         """Windows judged, or why they are not."""
-        return judge_part(self._judge, scene, windows, self._bundle.description)
+        return judge_part(self._judge, scene, windows, self._value_range)
 
 
 def judge_on_cluster(

@@ -18,7 +18,7 @@ from geoseg.evaluate.judge import EvaluationScene, Judge, Tally, error_codes, er
 from geoseg.evaluate.picture import Sample, error_colors, reliability_picture, sample, scene_picture
 from geoseg.evaluate.report import Evaluation, SceneResult
 from geoseg.model.bundle import Bundle
-from geoseg.model.description import BundleDescription, ClassName
+from geoseg.model.description import ClassName
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.memory import set_memory_up
@@ -65,9 +65,9 @@ class JudgedPart:
 
 
 def judge_part(
-    judge: Judge, scene: EvaluationScene, windows: Sequence[Window], description: BundleDescription
+    judge: Judge, scene: EvaluationScene, windows: Sequence[Window], value_range: tuple[float, float]
 ) -> JudgedPart | Failure:
-    """Windows of a scene judged, or why they are not."""
+    """Windows of a scene judged, or why they are not; pictures go from black to white over ``value_range``."""
 
     def judged_part() -> JudgedPart:
         tallies: list[Tally] = []
@@ -77,7 +77,7 @@ def judge_part(
             tallies.append(judged.tally)
             errors_hw = error_map(judged.mask_hw, judged.labels_hw, scene.codes)
             blocks += encode_window(errors_hw[None], judged.window, scene.plan.window)
-            few = sample(scene, judged, description)
+            few = sample(scene, judged, value_range)
             samples += [few] if few is not None else []
         return JudgedPart(joined_as_they_come(tallies, scene.codes.num_classes), blocks, samples)
 
@@ -103,9 +103,10 @@ def judge_locally(
 ) -> Iterator[tuple[int, JudgedPart | Failure]]:
     """The plain loop: parts of scene after scene, with the scene's place."""
     judge = Judge(Predictor(bundle, config, device=default_device()))
+    value_range = config.scale or bundle.description.value_range
     for place, scene in enumerate(scenes):
         for windows in list_parts(scene, _AT_ONCE):
-            part = windows if isinstance(windows, Failure) else judge_part(judge, scene, windows, bundle.description)
+            part = windows if isinstance(windows, Failure) else judge_part(judge, scene, windows, value_range)
             yield place, part
             if isinstance(part, Failure):
                 break

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from geoseg.evaluate.judge import EvaluationScene, JudgedWindow, error_codes, error_map
-from geoseg.model.description import BundleDescription, ClassName
+from geoseg.model.description import ClassName
 from geoseg.predict.report import colored, compose
 from geoseg.train.codes import UNLABELLED
 from geoseg.train.metrics import Counts, class_scores, reliability
@@ -45,8 +45,11 @@ def _step(shape: tuple[int, int]) -> int:
     return max(1, -(-max(shape) // _SIDE))
 
 
-def sample(scene: EvaluationScene, judged: JudgedWindow, description: BundleDescription) -> Sample | None:
-    """Every n-th row and column of the scene as far as they lie in a window; None when none does."""
+def sample(scene: EvaluationScene, judged: JudgedWindow, value_range: tuple[float, float]) -> Sample | None:
+    """Every n-th row and column of the scene as far as they lie in a window; None when none does.
+
+    The first three bands are shown, of a stack those of its first date, from black to white over ``value_range``.
+    """
     window, stitching = judged.window, scene.plan.stitching
     step = _step(stitching.scene_shape)
     rows = np.arange(-(-window.row_off // step) * step, window.row_end, step)
@@ -57,10 +60,10 @@ def sample(scene: EvaluationScene, judged: JudgedWindow, description: BundleDesc
     for axis, places in ((0, rows), (1, cols)):
         scene_size, work_size = stitching.scene_shape[axis], stitching.work_shape[axis]
         seen.append((2 * places + 1) * work_size // (2 * scene_size) - judged.around_off[axis])
-    bands = judged.around.pixels[: len(description.bands)][:, seen[0][:, None], seen[1]]
+    bands = judged.around.pixels[: len(scene.plan.bands)][:, seen[0][:, None], seen[1]]
     own = (rows - window.row_off)[:, None], cols - window.col_off
     mask_hw, labels_hw = judged.mask_hw[own], judged.labels_hw[own]
-    low, high = description.value_range
+    low, high = value_range
     shown = np.clip((bands.astype(np.float64) - low) / (high - low) * 255, 0, 255)
     image = np.nan_to_num(shown if len(shown) >= 3 else shown[:1].repeat(3, 0))[:3].astype(np.uint8).transpose(1, 2, 0)
     image = np.where((mask_hw == 255)[..., None], np.array(_UNKNOWN, np.uint8), image)
@@ -111,14 +114,14 @@ def reliability_picture(counts: Counts, classes: Sequence[ClassName]) -> bytes:
                 low, high = sorted((y0 - round(side * share), y0 - round(side * mean)))
                 draw.rectangle((start, y0 - round(side * share), end, y0), _BAR)
                 draw.rectangle((start, low, end, high), outline=_GAP_BAR, width=2)
-                tall = round(36 * math.log1p(number) / math.log1p(most))
+                tall = max(1, round(36 * math.sqrt(number / most)))
                 draw.rectangle((start, height - 12 - tall, end, height - 12), _LINE)
         draw.line((x0, y0, x0 + side, top), _INK, 1)
         draw.rectangle((x0, top, x0 + side, y0), outline=_LINE)
         for tenth in (0, 5, 10):
             draw.text((x0 - 34, y0 - side * tenth // 10 - 8), f"{tenth / 10:.1f}", _INK, small)
             draw.text((x0 + side * tenth // 10 - 10, y0 + 4), f"{tenth / 10:.1f}", _INK, small)
-        draw.text((x0, y0 + 20), "share of the class by its probability; grey: pixels, log", _INK, small)
+        draw.text((x0, y0 + 20), "share of the class by its probability; grey: root of pixels", _INK, small)
     out = io.BytesIO()
     canvas.save(out, "PNG", optimize=True)
     return out.getvalue()
