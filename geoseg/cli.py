@@ -38,6 +38,7 @@ def main(debug: bool) -> None:
       geoseg demo                           see it work: no bucket, no GPU, about a minute
       geoseg check scene.tif                what geoseg sees in a file, and what it would refuse
       geoseg predict scene.tif --out out    masks of a file, a folder, a glob or s3://bucket/prefix
+      geoseg evaluate EVALUATE.toml         scores, error maps and pictures of labelled scenes
       geoseg verify out                     read everything published again and check it
       geoseg models                         the networks, and what each costs
 
@@ -136,6 +137,24 @@ def _sections(options: dict[str, Any], **top: Any) -> dict[str, Any]:
     cluster = {key: options.pop(key) for key in list(options) if key in ClusterConfig.model_fields}
     top |= {"bundle": options.pop("bundle", None), "stack_by": options.pop("stack_by", None)}
     return {**top, "predict": options, "cluster": cluster}
+
+
+@main.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--bundle", help="Bundle to judge: a name or a URI.  [default: roads-buildings]")
+@click.option("--out", help="Folder or prefix for the report, error maps and pictures.")
+@click.option("--workers", type=int, help="Workers of the cluster.")
+@click.option("--address", help="Ray cluster to use; without one a private Ray is started for several workers.")
+def evaluate(job: str, bundle: str | None, out: str | None, **cluster: Any) -> None:
+    """Judge a bundle by the labelled scenes of JOB (TOML): scores of each source and class, error maps, pictures."""
+    from geoseg.config import load_settings
+    from geoseg.evaluate.job import EvaluationJob
+    from geoseg.run import run_evaluation
+
+    evaluation = run_evaluation(load_settings(EvaluationJob, job, {"bundle": bundle, "out": out, "cluster": cluster}))
+    for line in evaluation.lines():
+        click.echo(line)
+    sys.exit(evaluation.exit_code)
 
 
 @main.command()

@@ -157,6 +157,11 @@ class Job(Section):
 
 def load_job(path: str | None, overrides: dict[str, Any]) -> Job:
     """The job of a TOML file (or none) with the command line's values on top. Raises ConfigError."""
+    return load_settings(Job, path, overrides)
+
+
+def load_settings(model: type[_T], path: str | None, overrides: dict[str, Any]) -> _T:
+    """The ``model`` of a TOML file (or none) with the values of ``overrides`` on top. Raises ConfigError."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -171,7 +176,7 @@ def load_job(path: str | None, overrides: dict[str, Any]) -> Job:
             section.update({k: v for k, v in value.items() if v is not None})
         elif value is not None:
             values[key] = value
-    return check(Job, values, where=path or "the command line")
+    return check(model, values, where=path or "the command line")
 
 
 def check(model: type[_T], values: dict[str, Any], *, where: str) -> _T:

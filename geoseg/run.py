@@ -8,15 +8,17 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 from geoseg.config import ClusterConfig, Job, load_job
 from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError
+from geoseg.evaluate.job import EvaluationJob, evaluate, judge_locally
+from geoseg.evaluate.report import Evaluation
 from geoseg.model.bundle import WEIGHTS_NAME
 from geoseg.model.costs import peak_bytes, shadow_of
 from geoseg.model.network import Network
-from geoseg.predict.aoi import find_area
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
 from geoseg.predict.failure import Failure
@@ -26,12 +28,12 @@ from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
-from geoseg.predict.predictor import network_to_run
+from geoseg.predict.predictor import network_spec, network_to_run
 from geoseg.predict.progress import Progress
 from geoseg.raster import store
 from geoseg.raster.geotiff import cache_bytes
-from geoseg.raster.scene import SceneRef, list_scenes
-from geoseg.raster.stack import group_scenes, make_stack, stack_from_stac
+from geoseg.raster.scene import SceneRef
+from geoseg.raster.stack import list_sources, make_stack
 from geoseg.raster.window import Window
 
 _SMALL_WINDOWS = 256
@@ -101,39 +103,23 @@ def make_run_spec(job: Job) -> RunSpec:
     """What the scenes of a job share. Raises BundleError, ConfigError."""
     set_memory_up()
     bundle = load_bundle(job.bundle)
-    network = network_to_run(bundle, job.predict)
-    chosen = job.predict.bands
-    if chosen is not None and len(chosen) != len(bundle.description.bands):
-        raise ConfigError(
-            f"--bands must name {len(bundle.description.bands)} bands, as the bundle takes, got {len(chosen)}"
-        )
-    if job.predict.warp_stacks and bundle.description.dates == 1:
-        raise ConfigError(f"--warp-stacks has no effect with {bundle.description.name}, which takes single scenes")
+    network = network_spec(bundle, job.predict)
     return RunSpec(
+        **{field.name: getattr(network, field.name) for field in fields(network)},
         out=store.normalize_uri(job.out).rstrip("/"),
         bundle_uri=job.bundle,
-        bundle_digest=bundle.digest,
         model=ModelFile(
             path=f"{WORK_FOLDER}/bundles/{bundle.digest[:16]}/{WEIGHTS_NAME}",
             size=len(bundle.weights),
             sha256=hashlib.sha256(bundle.weights).hexdigest(),
         ),
-        description=bundle.description,
-        stride=network.stride,
-        margin=network.margin,
-        config=job.predict,
-        area=find_area(job.predict.aoi) if job.predict.aoi else None,
     )
 
 
 def list_refs(job: Job, run: RunSpec) -> list[SceneRef]:
     """The scenes and stacks of a job, sorted by URI, each id once. Raises StopError kinds, NothingReadableError."""
-    documents = [source for source in job.scenes if source.lower().endswith(".json")]
-    refs = list_scenes([source for source in job.scenes if source not in documents], out=run.out)
-    if job.stack_by is not None:
-        refs = group_scenes(refs, job.stack_by)
+    refs = list_sources(job.scenes, job.stack_by, out=run.out)
     refs += [make_stack(stack.name, stack.scenes) for stack in job.stacks]
-    refs += [stack_from_stac(store.normalize_uri(source)) for source in documents]
     twice = [name for name, num in Counter(ref.id.lower() for ref in refs).items() if num > 1]
     if twice:
         raise ConfigError(f"two scenes or stacks would be published as {twice[0]}; give one of them another name")
@@ -159,6 +145,16 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     if progress.windows_done:
         progress.show(last=True)
     return report
+
+
+def run_evaluation(job: EvaluationJob) -> Evaluation:
+    """Evaluate a bundle, on Ray when an address or several workers are named. Raises StopError kinds alone."""
+    cluster = job.cluster
+    if cluster.engine == "ray" or (cluster.engine == "auto" and (cluster.address or (cluster.workers or 1) > 1)):
+        from geoseg.cluster.evaluate import judge_on_cluster
+
+        return evaluate(job, partial(judge_on_cluster, cluster=cluster))
+    return evaluate(job, judge_locally)
 
 
 def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:

@@ -39,13 +39,10 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunSpec:
-    """What all scenes of a run share; small, picklable, and without secrets."""
+class NetworkSpec:
+    """A network and its settings as far as they decide how a scene is cut and which pixels come out."""
 
-    out: str
-    bundle_uri: str
     bundle_digest: str
-    model: ModelFile
     description: BundleDescription
     stride: int
     margin: int
@@ -73,6 +70,15 @@ class RunSpec:
         if mask_etag is not None:
             told["mask"] = mask_etag
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec(NetworkSpec):
+    """What all scenes of a run share; small, picklable, and without secrets."""
+
+    out: str
+    bundle_uri: str
+    model: ModelFile
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ def plan_from_json(text: str) -> ScenePlan:
     return _ADAPTER.validate_json(text)
 
 
-def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
+def plan_scene(ref: SceneRef, run: NetworkSpec) -> ScenePlan:
     """The plan of a scene. Raises a SceneError that says why the scene does not fit the bundle, and what to do."""
     scene, stack = _describe(ref, run)
     description, config = run.description, run.config
@@ -178,7 +184,7 @@ def plan_scene(ref: SceneRef, run: RunSpec) -> ScenePlan:
     return ScenePlan(scene, bands, stitching, window, run.fingerprint(json.dumps(versions)), run.area, stack)
 
 
-def _describe(ref: SceneRef, run: RunSpec) -> tuple[Scene, tuple[Scene | None, ...]]:
+def _describe(ref: SceneRef, run: NetworkSpec) -> tuple[Scene, tuple[Scene | None, ...]]:
     """The scene; or of a stack the first one under the stack's id, and all of them."""
     wanted = run.description.dates
     if not ref.dates:
@@ -201,7 +207,7 @@ def _describe(ref: SceneRef, run: RunSpec) -> tuple[Scene, tuple[Scene | None, .
     return replace(first, id=ref.id), stack
 
 
-def _factor(scene: Scene, run: RunSpec) -> float:
+def _factor(scene: Scene, run: NetworkSpec) -> float:
     """Work-grid pixels in units of the scene's own."""
     wanted, native_m = run.config.resolution, scene.grid.resolution_m
     if wanted == "native" or (wanted == "bundle" and run.description.resolution_m is None):

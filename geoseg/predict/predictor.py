@@ -14,6 +14,8 @@ from geoseg.model.bundle import Bundle
 from geoseg.model.hybrids import FlipsAndTurns, Pyramid
 from geoseg.model.network import Network
 from geoseg.model.unet_plus_plus import UNetPlusPlus
+from geoseg.predict.aoi import find_area
+from geoseg.predict.plan import NetworkSpec
 from geoseg.raster.raster import Raster
 from geoseg.raster.window import BLOCK
 
@@ -41,6 +43,25 @@ class Predictor:
         images = torch.stack([_tensor(raster.pixels) for raster in around]).to(self.device, non_blocking=True)
         valid = torch.stack([torch.from_numpy(raster.valid) for raster in around]).to(self.device, non_blocking=True)
         return self.network.core_logits(self.normalization(images, valid))
+
+
+def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
+    """What planning a scene needs of a bundle and its settings. Raises ConfigError when they do not go together."""
+    network, description = network_to_run(bundle, config), bundle.description
+    if config.bands is not None and len(config.bands) != len(description.bands):
+        raise ConfigError(
+            f"--bands must name {len(description.bands)} bands, as the bundle takes, got {len(config.bands)}"
+        )
+    if config.warp_stacks and description.dates == 1:
+        raise ConfigError(f"--warp-stacks has no effect with {description.name}, which takes single scenes")
+    return NetworkSpec(
+        bundle_digest=bundle.digest,
+        description=description,
+        stride=network.stride,
+        margin=network.margin,
+        config=config,
+        area=find_area(config.aoi) if config.aoi else None,
+    )
 
 
 def network_to_run(bundle: Bundle, config: PredictConfig) -> Network:

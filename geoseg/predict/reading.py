@@ -99,25 +99,30 @@ class WindowReader:
         scene = self._scene(plan)
         if scene.finished.has(write.row_off, write.col_off):
             return WindowDone(task=task, skipped=True)
-        reader = scene.reader
-        before = reader.bytes_fetched
-        inside = plan.area.inside(write) if plan.area is not None else None
-        stitching = plan.stitching
-        around: Raster | None = None
-        if inside is not None and not inside.any():
-            valid = inside
-        elif stitching.is_native:
+        before = scene.reader.bytes_fetched
+        around, valid = read_window(plan, scene.reader, write)
+        return WindowPixels(around, valid, scene.reader.bytes_fetched - before, time.perf_counter() - start)
+
+
+def read_window(
+    plan: ScenePlan, reader: SceneReader | StackReader, write: Window
+) -> tuple[Raster | None, npt.NDArray[np.bool_]]:
+    """The core of a write window with its margin, None when nothing is valid, and the valid pixels (row, col)."""
+    inside = plan.area.inside(write) if plan.area is not None else None
+    stitching = plan.stitching
+    around: Raster | None = None
+    if inside is not None and not inside.any():
+        valid = inside
+    elif stitching.is_native:
+        around = stitching.read_core(reader, stitching.core(write), plan.bands)
+        valid = stitching.read_valid(reader, write, around, plan.bands)
+    else:
+        valid = reader.read_valid(write, plan.bands)
+        if valid.any():
             around = stitching.read_core(reader, stitching.core(write), plan.bands)
-            valid = stitching.read_valid(reader, write, around, plan.bands)
-        else:
-            valid = reader.read_valid(write, plan.bands)
-            if valid.any():
-                around = stitching.read_core(reader, stitching.core(write), plan.bands)
-        if inside is not None:
-            valid = valid & inside
-        if not valid.any():
-            around = None
-        return WindowPixels(around, valid, reader.bytes_fetched - before, time.perf_counter() - start)
+    if inside is not None:
+        valid = valid & inside
+    return (around if valid.any() else None), valid
 
 
 def try_for(task: Task, step: Callable[[], _T], doing: str) -> _T | WindowDone:

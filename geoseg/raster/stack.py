@@ -15,7 +15,7 @@ from geoseg.errors import ConfigError, StackError
 from geoseg.raster import store
 from geoseg.raster.geotiff import SceneReader
 from geoseg.raster.raster import Raster
-from geoseg.raster.scene import Scene, SceneRef, slug
+from geoseg.raster.scene import Scene, SceneRef, list_scenes, slug
 from geoseg.raster.warp import WarpedReader
 from geoseg.raster.window import Window
 
@@ -103,6 +103,18 @@ def _difference(first: Scene, second: Scene) -> tuple[object, object] | None:
         if max(abs(col - corner[0]), abs(row - corner[1])) > _SAME_PLACE_PX:
             return f"the geotransform {one.geotransform}", two.geotransform
     return None
+
+
+def list_sources(sources: Sequence[str], stack_by: str | None, *, out: str | None = None) -> list[SceneRef]:
+    """The scenes of the sources (see ``list_scenes``), in stacks when ``stack_by`` says how; a STAC document is a stack.
+
+    Raises as ``list_scenes``, ``group_scenes`` and ``stack_from_stac``.
+    """
+    documents = [source for source in sources if source.lower().endswith(".json")]
+    refs = list_scenes([source for source in sources if source not in documents], out=out)
+    if stack_by is not None:
+        refs = group_scenes(refs, stack_by)
+    return refs + [stack_from_stac(store.normalize_uri(source)) for source in documents]
 
 
 def group_scenes(refs: Sequence[SceneRef], pattern: str) -> list[SceneRef]:

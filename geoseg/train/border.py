@@ -98,7 +98,7 @@ def connected(inside_hw: NDArray[np.bool_]) -> NDArray[np.int32]:
     num_above = np.maximum(last - first, 0)
     below = np.repeat(np.arange(len(starts)), num_above)
     above = np.arange(len(below)) - np.repeat(num_above.cumsum() - num_above, num_above) + np.repeat(first, num_above)
-    _, pieces = np.unique(_roots(len(starts), above, below), return_inverse=True)
+    _, pieces = np.unique(roots(len(starts), above, below), return_inverse=True)
     numbers = np.zeros(2 * len(starts) + 1, np.int32)
     numbers[1::2] = pieces + 1
     bounds = np.zeros(2 * len(starts) + 2, np.int64)
@@ -106,8 +106,8 @@ def connected(inside_hw: NDArray[np.bool_]) -> NDArray[np.int32]:
     return np.repeat(numbers, np.diff(bounds)).reshape(height, pitch)[:, :width]
 
 
-def _roots(num: int, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The lowest of those that each hangs together with."""
+def roots(num: int, one: NDArray[np.integer], other: NDArray[np.integer]) -> NDArray[np.intp]:
+    """The lowest (num) of those that each of 0 to ``num - 1`` hangs together with; ``one`` and ``other`` are joined pairs."""
     root = np.arange(num)
     while True:
         low, high = np.minimum(root[one], root[other]), np.maximum(root[one], root[other])

@@ -1,0 +1,1 @@
+"""How good a bundle is on labelled scenes; what trains and what predicts meet here, and no Ray."""
