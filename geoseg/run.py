@@ -26,7 +26,7 @@ from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
-from geoseg.predict.predictor import network_to_run
+from geoseg.predict.predictor import network_to_run, tiling_to_run
 from geoseg.predict.progress import Progress
 from geoseg.raster import store
 from geoseg.raster.geotiff import cache_bytes
@@ -65,7 +65,8 @@ class RunReport:
             return 0
         if all(scene.denied for scene in self.scenes):
             return AccessDeniedError.exit_code
-        return 1 if counts["published"] or counts["unchanged"] else NothingReadableError.exit_code
+        was_read = any(scene.status in ("published", "unchanged") or scene.seam_score for scene in self.scenes)
+        return 1 if was_read else NothingReadableError.exit_code
 
     def summary(self) -> str:
         """Two lines for a person."""
@@ -102,6 +103,7 @@ def make_run_spec(job: Job) -> RunSpec:
     set_memory_up()
     bundle = load_bundle(job.bundle)
     network = network_to_run(bundle, job.predict)
+    tiling = tiling_to_run(bundle, network, job.predict)
     chosen = job.predict.bands
     if chosen is not None and len(chosen) != len(bundle.description.bands):
         raise ConfigError(
@@ -119,10 +121,11 @@ def make_run_spec(job: Job) -> RunSpec:
             sha256=hashlib.sha256(bundle.weights).hexdigest(),
         ),
         description=bundle.description,
-        stride=network.stride,
-        margin=network.margin,
+        stride=tiling.step if tiling else network.stride,
+        margin=tiling.margin if tiling else network.margin,
         config=job.predict,
         area=find_area(job.predict.aoi) if job.predict.aoi else None,
+        tiling=tiling,
     )
 
 
@@ -239,7 +242,8 @@ def plan_job(job: Job) -> JobPlan:
     """What ``run_job`` would do. Reads headers and block indexes alone and writes nothing."""
     run = make_run_spec(job)
     shadow = shadow_of(network_to_run(load_bundle(job.bundle), job.predict))
-    shadow.padding = "valid"
+    if run.tiling is None:
+        shadow.padding = "valid"
     told: list[str] = []
     windows = pixels = bytes_to_read = memory_bytes = 0
     for ref in list_refs(job, run):
@@ -290,8 +294,12 @@ def _memory_bytes(plan: ScenePlan, run: RunSpec, shadow: Network) -> int:
     core = plan.stitching.core(Window(0, 0, min(plan.window, grid.width), min(plan.window, grid.height)))
     around = core.grown(run.margin)
     shape = (run.config.batch or 1, run.description.num_channels, around.height, around.width)
+    tiled_bytes = 0
+    if run.tiling is not None:  # the network sees a tile, beside it stand the window's image and the logits
+        tiled_bytes = 4 * around.height * around.width * (run.description.num_channels + len(run.description.classes))
+        shape = (1, run.description.num_channels, run.tiling.tile, run.tiling.tile)
     read_ahead = 6 * around.height * around.width * (len(plan.bands) + 1) * run.description.dates
-    return peak_bytes(shadow, shape) + read_ahead + cache_bytes(plan.decoded_bytes) + _OF_LIBRARIES
+    return peak_bytes(shadow, shape) + tiled_bytes + read_ahead + cache_bytes(plan.decoded_bytes) + _OF_LIBRARIES
 
 
 def check_job(job: Job) -> list[Checked]:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from geoseg.config import PredictConfig
 from geoseg.errors import BandError, ResolutionError, StackError
 from geoseg.model.description import BundleDescription
+from geoseg.model.tiling import Tiling
 from geoseg.predict.aoi import AreaFile, PixelArea, load_area
 from geoseg.predict.stitch import Stitching
 from geoseg.raster import store
@@ -40,7 +41,10 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec:
-    """What all scenes of a run share; small, picklable, and without secrets."""
+    """What all scenes of a run share; small, picklable, and without secrets.
+
+    Cores begin and end on multiples of ``stride`` and have ``margin`` around them: the network's, or those of the tiling.
+    """
 
     out: str
     bundle_uri: str
@@ -51,6 +55,12 @@ class RunSpec:
     margin: int
     config: PredictConfig
     area: AreaFile | None = None
+    tiling: Tiling | None = None
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether tiles that overlap make the mask, so that it has seams."""
+        return self.tiling is not None and self.tiling.is_blended
 
     @property
     def read_options(self) -> ReadOptions:
