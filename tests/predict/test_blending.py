@@ -335,9 +335,9 @@ def real() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("encoder", "tile"), [("resnet18", 832), ("efficientnet-b0", 256)])
 def test_a_real_encoder_end_to_end(encoder: str, tile: int, real: None, tmp_path: Path) -> None:
-    made = synthetic_image(530, 610, seed=3)
+    made = synthetic_image(250, 600, seed=3)
     scene = write_scene(tmp_path / "scene.tif", made.pixels_bhw, nodata=0)
-    bundle = str(outside_bundle(tmp_path / "bundle", encoder))
+    bundle = str(outside_bundle(tmp_path / "bundle", encoder, decoder_channels=[16, 16, 16, 8, 8]))
     masks = []
     for window in (512, 1024):
         done = predict(scene, tmp_path / str(window), bundle, window=window, tile=tile)
