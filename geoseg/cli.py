@@ -102,6 +102,8 @@ def _how_to_read(command: Any) -> Any:
 @click.option("--flips-and-turns", is_flag=True, default=None, help="Mean logits of the eight ways to look at a scene.")
 @click.option("--pyramid", callback=_numbers(int), help="Mean logits of the scene at 1/1, 1/2 and so on: 1,2,4.")
 @click.option("--resampling", type=click.Choice(["bilinear", "nearest"]), help="Of a pyramid.  [default: bilinear]")
+@click.option("--tile", type=int, help="Side of the squares that a network from outside is run on.")
+@click.option("--max-seam-score", type=float, help="Do not publish a scene whose blended tiles show more than this.")
 @click.option("--probabilities", is_flag=True, default=None, help="Also publish the probability of each class.")
 @click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
 @click.option("--batch", type=int, help="Windows per forward pass.")
@@ -191,6 +193,21 @@ def models(window: int, dates: int, bundle: str | None) -> None:
         costs |= bundle_costs(bundle, core=window)
     for line in costs_table(costs):
         click.echo(line)
+
+
+@main.command("bundle")
+@click.argument("description", type=click.Path(dir_okay=False))
+@click.argument("weights")
+@click.option("--out", required=True, help="Folder or prefix for the bundle.")
+def make_bundle(description: str, weights: str, out: str) -> None:
+    """Make a bundle of DESCRIPTION (a model.json) and WEIGHTS (the URI of a safetensors file).
+
+    The margin of a network from outside is measured, which takes seconds, and written into the description.
+    """
+    from geoseg.predict.bundles import describe_network, put_together
+
+    bundle = put_together(description, weights, out)
+    click.echo(f"{out}: {describe_network(bundle)}")
 
 
 @main.command()

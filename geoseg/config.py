@@ -30,7 +30,7 @@ else:
 
 _T = TypeVar("_T", bound=BaseModel)
 DEFAULT_BUNDLE = "roads-buildings"
-_CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling"})
+_CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile"})
 
 
 class Section(BaseModel):
@@ -50,7 +50,9 @@ class PredictConfig(Section):
     depth, by the head that it has there. ``flips_and_turns``: take the mean of
     the logits of the eight ways to flip and turn a scene. ``pyramid``: take the mean of the logits of the scene
     down-sampled by each of these factors; (2,) alone is a detour over half the resolution. ``resampling``: how a pyramid
-    goes down and back up; ``bilinear`` unless said otherwise. ``window``: side of a write window in pixels of the scene.
+    goes down and back up; ``bilinear`` unless said otherwise. ``tile``: side of the squares on which a network from
+    outside is run, in pixels of the work grid. ``max_seam_score``: a scene whose tiles disagree more times as often
+    at their borders as inside is not published. ``window``: side of a write window in pixels of the scene.
     ``batch``: windows per forward pass.
     """
 
@@ -66,6 +68,8 @@ class PredictConfig(Section):
     flips_and_turns: bool = False
     pyramid: tuple[Literal[1, 2, 4, 8], ...] | None = None
     resampling: Annotated[Literal["bilinear", "nearest"] | None, Field(validate_default=True)] = None
+    tile: Annotated[int, Field(ge=2, le=8192)] | None = None
+    max_seam_score: Annotated[FiniteFloat, Field(gt=0)] | None = None
     probabilities: bool = False
     window: Literal[512, 1024, 2048, 4096, 8192] | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
@@ -100,11 +104,11 @@ class PredictConfig(Section):
         return nodata if nodata is None or math.isfinite(nodata) else str(nodata)
 
     def pixel_settings(self) -> dict[str, Any]:
-        """The settings that change pixels, for the fingerprint; window and batch are not among them.
+        """The settings that change pixels, for the fingerprint; window, batch and limits are not among them.
 
         One that came later and is not in use is left out, so that what was published before keeps its fingerprint.
         """
-        settings = self.model_dump(mode="json", exclude={"window", "batch", "aoi"})
+        settings = self.model_dump(mode="json", exclude={"window", "batch", "aoi", "max_seam_score"})
         return {key: value for key, value in settings.items() if value or key not in _CAME_LATER}
 
 

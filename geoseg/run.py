@@ -67,7 +67,8 @@ class RunReport:
             return 0
         if all(scene.denied for scene in self.scenes):
             return AccessDeniedError.exit_code
-        return 1 if counts["published"] or counts["unchanged"] else NothingReadableError.exit_code
+        was_read = any(scene.status in ("published", "unchanged") or scene.seam_score for scene in self.scenes)
+        return 1 if was_read else NothingReadableError.exit_code
 
     def summary(self) -> str:
         """Two lines for a person."""
@@ -197,17 +198,8 @@ def _write_record(run: RunSpec, job: Job, report: RunReport, run_id: str) -> Non
         "bundle_sha256": run.bundle_digest,
         "report": {**asdict(report), "scenes": [asdict(scene) for scene in report.scenes]},
     }
-    text = json.dumps(_redacted(told), indent=1, allow_nan=False)
+    text = json.dumps(store.redacted(told), indent=1, allow_nan=False)
     store.write(store.join(run.out, WORK_FOLDER, "runs", f"{run_id}.json"), text.encode())
-
-
-def _redacted(told: Any) -> Any:
-    """The same structure with its texts redacted one by one, so that it stays the JSON that it was."""
-    if isinstance(told, dict):
-        return {key: _redacted(value) for key, value in told.items()}
-    if isinstance(told, (list, tuple)):
-        return [_redacted(value) for value in told]
-    return store.redact(told) if isinstance(told, str) else told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +227,8 @@ def plan_job(job: Job) -> JobPlan:
     """What ``run_job`` would do. Reads headers and block indexes alone and writes nothing."""
     run = make_run_spec(job)
     shadow = shadow_of(network_to_run(load_bundle(job.bundle), job.predict))
-    shadow.padding = "valid"
+    if run.tiling is None:
+        shadow.padding = "valid"
     told: list[str] = []
     windows = pixels = bytes_to_read = memory_bytes = 0
     for ref in list_refs(job, run):
@@ -286,8 +279,12 @@ def _memory_bytes(plan: ScenePlan, run: RunSpec, shadow: Network) -> int:
     core = plan.stitching.core(Window(0, 0, min(plan.window, grid.width), min(plan.window, grid.height)))
     around = core.grown(run.margin)
     shape = (run.config.batch or 1, run.description.num_channels, around.height, around.width)
+    tiled_bytes = 0
+    if run.tiling is not None:  # the network sees a tile, beside it stand the window's image and the logits
+        tiled_bytes = 4 * around.height * around.width * (run.description.num_channels + len(run.description.classes))
+        shape = (1, run.description.num_channels, run.tiling.tile, run.tiling.tile)
     read_ahead = 6 * around.height * around.width * (len(plan.bands) + 1) * run.description.dates
-    return peak_bytes(shadow, shape) + read_ahead + cache_bytes(plan.decoded_bytes) + _OF_LIBRARIES
+    return peak_bytes(shadow, shape) + tiled_bytes + read_ahead + cache_bytes(plan.decoded_bytes) + _OF_LIBRARIES
 
 
 def check_job(job: Job) -> list[Checked]:

@@ -55,8 +55,11 @@ def test_the_schema_knows_every_section() -> None:
 
 
 def test_every_setting_of_pixels_is_in_the_fingerprint_and_no_other() -> None:
-    all_in_use = PredictConfig(warp_stacks=True, prune=1, flips_and_turns=True, pyramid=(1, 2))
-    assert set(PredictConfig.model_fields) - set(all_in_use.pixel_settings()) == {"window", "batch", "aoi"}
+    all_in_use = PredictConfig(
+        warp_stacks=True, prune=1, flips_and_turns=True, pyramid=(1, 2), tile=512, max_seam_score=2
+    )
+    left_out = {"window", "batch", "aoi", "max_seam_score"}
+    assert set(PredictConfig.model_fields) - set(all_in_use.pixel_settings()) == left_out
 
 
 def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_changes_it() -> None:
@@ -71,6 +74,7 @@ def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_chan
     }
     assert PredictConfig().pixel_settings() == before
     assert PredictConfig(flips_and_turns=False, pyramid=None).pixel_settings() == before
+    assert PredictConfig(max_seam_score=2).pixel_settings() == before
     told = [
         PredictConfig(**settings).pixel_settings()
         for settings in (
@@ -81,9 +85,10 @@ def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_chan
             {"pyramid": (2,)},
             {"pyramid": (2,), "resampling": "nearest"},
             {"pyramid": (2,), "flips_and_turns": True},
+            {"tile": 512},
         )
     ]
-    assert len({json.dumps(settings) for settings in [before, *told]}) == 8
+    assert len({json.dumps(settings) for settings in [before, *told]}) == 9
 
 
 def test_bilinear_said_or_not_is_the_same_pyramid() -> None:

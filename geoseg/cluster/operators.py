@@ -12,7 +12,7 @@ from ray.util.metrics import Counter
 from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, ended, outcome_row, pack_pixels, task_of, unpack_pixels
 from geoseg.predict.failure import Failure
 from geoseg.predict.plan import RunSpec, plan_from_json
-from geoseg.predict.publish import Published, try_to_publish
+from geoseg.predict.publish import HeldBack, Published, try_to_publish
 from geoseg.predict.reading import WindowDone, WindowPixels, WindowReader
 
 _PIXELS = pa.schema([*DESCRIPTOR, ("pixels", pa.large_binary())])
@@ -84,6 +84,6 @@ class Publisher:
     def __init__(self, run: RunSpec) -> None:
         self._run = run
 
-    def publish(self, plan_json: str) -> Published | Failure:
+    def publish(self, plan_json: str) -> Published | HeldBack | Failure:
         """What was published, or why nothing was."""
         return try_to_publish(self._run, plan_from_json(plan_json))

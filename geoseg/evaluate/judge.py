@@ -28,7 +28,7 @@ from geoseg.raster.stack import StackReader
 from geoseg.raster.window import Window
 from geoseg.raster.work import WorkGrid, work_grid
 from geoseg.train.codes import UNLABELLED, LabelCodes
-from geoseg.train.labels import find_labels, labelled_classes
+from geoseg.train.labels import find_labels, found_classes
 from geoseg.train.metrics import HALO, Counts, count_window
 from geoseg.train.objects import Objects, find_objects, join_objects
 from geoseg.train.sources import SourceConfig
@@ -69,10 +69,7 @@ def find_scene(ref: SceneRef, source: SourceConfig, spec: NetworkSpec, codes: La
         plan = plan_scene(ref, spec)
         classes = tuple(one.name for one in spec.description.classes)
         labels = find_labels(source.labels, plan.scene, classes, codes)
-        labelled = labelled_classes(source.labels, classes)
-        if codes.background_of(labelled) == 0:
-            labelled = (0, *labelled)
-        return EvaluationScene(source.name, plan, labels, codes, labelled)
+        return EvaluationScene(source.name, plan, labels, codes, found_classes(source.labels, classes, codes))
 
     return attempt(found, ref.id, "planning")
 
@@ -140,7 +137,7 @@ class Judge:
         if around is None:
             return None
         at = stitching.core(grown)
-        logits_chw = to_scene_pixels(self._predictor.core_logits([around])[0], stitching, at, grown)
+        logits_chw = to_scene_pixels(self._predictor.cores([around])[0][0], stitching, at, grown)
         mask_hw = class_mask(logits_chw, valid_hw)
         if mask_hw is None:
             raise SceneReadError(f"{plan.scene.id}: the network answered with numbers that are not finite at {grown}")

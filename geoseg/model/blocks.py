@@ -316,16 +316,22 @@ def cropped(features_bchw: Sequence[Tensor]) -> list[Tensor]:
 
 
 def fold_norms(network: nn.Module) -> None:
-    """Fold each batch norm that follows a convolution into it, in place; for evaluation only."""
-    for module in list(network.modules()):
-        if not isinstance(module, nn.Sequential):
-            continue
-        layers: list[nn.Module] = []
-        for layer in module:
-            if isinstance(layer, _NORMS) and layers and isinstance(layers[-1], _CONVS):
-                layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
-            else:
-                layers.append(layer)
-        if len(layers) < len(module):
-            del module[:]
-            module.extend(layers)
+    """Fold each batch norm that follows a convolution into it, in place; for evaluation only.
+
+    Networks from outside are left alone: what follows what is not in their lists of layers, but in their code.
+    """
+    if getattr(network, "from_outside", False):
+        return
+    for child in list(network.children()):
+        fold_norms(child)
+    if not isinstance(network, nn.Sequential):
+        return
+    layers: list[nn.Module] = []
+    for layer in network:
+        if isinstance(layer, _NORMS) and layers and isinstance(layers[-1], _CONVS):
+            layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
+        else:
+            layers.append(layer)
+    if len(layers) < len(network):
+        del network[:]
+        network.extend(layers)

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from geoseg.model.network import Network
+from geoseg.model.outside import Outside
+from geoseg.model.tiling import tiling
 from geoseg.model.variants import STACK_VARIANTS, VARIANTS
 
 
@@ -22,12 +24,14 @@ class Costs:
 
     ``flops_per_pixel`` (a product and a sum are two) are those that a pixel costs in an endless image, ``flops_in_window``
     those of a pixel of the core with its share of the margin, by valid convolutions, ``flops_padded`` the same by padded ones.
+    ``margin`` is None where none is exact. A network from outside is run in tiles: there ``core`` is the step of the tiles,
+    and in a window it costs what it costs padded.
     ``peak_bytes`` are the tensors that stand at once, input and logits included, weights and the library's scratch memory not.
     """
 
     num_parameters: int
     stride: int
-    margin: int
+    margin: int | None
     core: int
     flops_per_pixel: float
     flops_in_window: float
@@ -37,8 +41,6 @@ class Costs:
 
 def count_costs(network: Network, num_channels: int, *, core: int = 512) -> Costs:
     """The costs of a network for images of ``num_channels``; ``core`` is rounded up to the stride. Nothing is computed."""
-    stride, margin, halo = network.stride, network.margin, network.halo
-    core = -(-core // stride) * stride
     shadow = shadow_of(network)
 
     def flops(side: int) -> int:
@@ -46,6 +48,22 @@ def count_costs(network: Network, num_channels: int, *, core: int = 512) -> Cost
             shadow(torch.empty(1, num_channels, side, side, device="meta"))
         return int(counter.get_total_flops())
 
+    stride = network.stride
+    if isinstance(network, Outside):
+        tiles = tiling(stride, network.measured_margin)
+        in_tile = flops(tiles.tile)
+        return Costs(
+            num_parameters=sum(weights.numel() for weights in network.parameters()),
+            stride=stride,
+            margin=network.measured_margin,
+            core=tiles.step,
+            flops_per_pixel=flops(8 * stride) / (8 * stride) ** 2,
+            flops_in_window=in_tile / tiles.step**2,
+            flops_padded=in_tile / tiles.step**2,
+            peak_bytes=peak_bytes(shadow, (1, num_channels, tiles.tile, tiles.tile)),
+        )
+    margin, halo = network.margin, network.halo
+    core = -(-core // stride) * stride
     with shadow.padded("valid"):
         in_window = flops(core + 2 * margin)
         peak = peak_bytes(shadow, (1, num_channels, core + 2 * margin, core + 2 * margin))
@@ -90,7 +108,7 @@ def costs_table(costs: Mapping[str, Costs]) -> list[str]:
         f"{'padded':>10} {'peak MiB':>8}"
     )
     lines = [
-        f"{name:<16} {one.num_parameters:>11,} {one.stride:>6} {one.margin:>6} {one.core:>6} "
+        f"{name:<16} {one.num_parameters:>11,} {one.stride:>6} {'none' if one.margin is None else one.margin:>6} {one.core:>6} "
         f"{one.flops_per_pixel / 1e3:>9,.0f} {one.flops_in_window / 1e3:>10,.0f} {one.flops_padded / 1e3:>10,.0f} "
         f"{one.peak_bytes / 2**20:>8,.0f}"
         for name, one in costs.items()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from geoseg.model.normalize import Normalization
+
+_NOT_FOR_OPTIONS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 
 
 class Frozen(BaseModel):
@@ -22,6 +24,52 @@ class UNetVariant(Frozen):
     depth: Annotated[int, Field(ge=1, le=8)] = 4
     width: Annotated[int, Field(ge=1, le=512)] = 64
     norm: Literal["none", "batch"] = "batch"
+
+    @property
+    def title(self) -> str:
+        """The network in a word."""
+        return self.name
+
+
+class OutsideVariant(Frozen):
+    """A network of segmentation_models.pytorch: its architecture, its encoder (``tu-...`` are timm's), further options.
+
+    ``options`` go to ``smp.create_model`` as they are. ``margin`` is the context in pixels that was measured (see
+    ``geoseg.model.outside.measure_margin``); None for a network without an exact one, which is blended.
+    """
+
+    name: Literal["smp"]
+    architecture: str = "Unet"
+    encoder: str
+    options: dict[str, bool | int | float | str | tuple[int, ...] | None] = {}
+    margin: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("options")
+    @classmethod
+    def _options_are_the_network_s(cls, options: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(set(options) & set(_NOT_FOR_OPTIONS))
+        if taken:
+            raise ValueError(
+                f"options cannot set {', '.join(taken)}: the encoder has a field of its own, bands and classes follow from the "
+                "description, weights come with the bundle, and logits are wanted"
+            )
+        return options
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())  # a dict has none of its own
+
+    @property
+    def title(self) -> str:
+        """The network in a few words."""
+        return f"{self.architecture} of {self.encoder}"
+
+
+def _kind_of(variant: Any) -> str:
+    name = variant.get("name") if isinstance(variant, dict) else getattr(variant, "name", None)
+    return "smp" if name == "smp" else "own"
+
+
+Variant = Annotated[Annotated[UNetVariant, Tag("own")] | Annotated[OutsideVariant, Tag("smp")], Discriminator(_kind_of)]
 
 
 class ClassName(Frozen):
@@ -41,7 +89,7 @@ class BundleDescription(Frozen):
 
     format: Literal["geoseg-bundle/1"] = "geoseg-bundle/1"
     name: Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_. -]+[a-zA-Z0-9]$")]  # what STAC's MLM extension allows
-    variant: UNetVariant
+    variant: Variant
     dates: Annotated[int, Field(ge=1, le=64)] = 1
     bands: tuple[str, ...]
     dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"

@@ -27,6 +27,11 @@ class FlipsAndTurns(Network):
         super().__init__()
         self.network = network
 
+    @property
+    def stride(self) -> int:
+        """The network's: rows and columns are halved as often, and a turned window begins on a multiple too."""
+        return self.network.stride
+
     def logits(self, image_bkhw: Tensor) -> Tensor:
         """See ``Network.logits``."""
         total_bchw: Tensor | None = None

@@ -9,6 +9,9 @@ import geoseg.model
 from geoseg.errors import AccessDeniedError, BundleError, SceneDeniedError, StopError
 from geoseg.model.bundle import DESCRIPTION_NAME, WEIGHTS_NAME, Bundle
 from geoseg.model.costs import Costs, count_costs
+from geoseg.model.description import OutsideVariant
+from geoseg.model.outside import measured
+from geoseg.model.tiling import tiling
 from geoseg.predict.plan import RunSpec
 from geoseg.raster import store
 
@@ -49,6 +52,36 @@ def _load(files: tuple[store.ObjectInfo, ...], origin: str) -> Bundle:
     """The bundle of two files, each in the version that was looked at."""
     description, weights = (store.read(file.uri) for file in files)
     return Bundle.from_bytes(description, weights, origin=origin)
+
+
+def put_together(description: str, weights: str, out: str) -> Bundle:
+    """The bundle of a description and of weights, each by its URI, saved below ``out``; a network from outside is measured.
+
+    Raises BundleError, ConfigError, AccessDeniedError, StoreError.
+    """
+    try:
+        files = [store.read(store.normalize_uri(uri)) for uri in (description, weights)]
+    except SceneDeniedError as error:
+        raise AccessDeniedError(str(error)) from error
+    except store.ObjectMissingError as error:
+        raise BundleError(f"no bundle can be made: {error}") from error
+    bundle = Bundle.from_bytes(files[0], files[1], origin=store.redact(description))
+    variant = bundle.description.variant
+    if isinstance(variant, OutsideVariant):
+        told = bundle.description.model_copy(update={"variant": measured(variant, len(bundle.description.bands))})
+        bundle = Bundle(description=told, weights=bundle.weights)
+    save_bundle(bundle, out)
+    return bundle
+
+
+def describe_network(bundle: Bundle) -> str:
+    """The network and its margin in words."""
+    variant, network = bundle.description.variant, bundle.network()
+    if not isinstance(variant, OutsideVariant):
+        return f"{variant.title}, stride {network.stride}, margin {network.margin} derived from its layers"
+    tiles = tiling(network.stride, variant.margin)
+    how = "none that is exact, so it is blended" if tiles.is_blended else f"{variant.margin} measured"
+    return f"{variant.title}, stride {network.stride}, margin {how}; tiles of {tiles.tile}"
 
 
 def save_bundle(bundle: Bundle, uri: str) -> None:

@@ -10,7 +10,8 @@ from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import finished_parts
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.progress import Progress
-from geoseg.predict.publish import Published, standing_item
+from geoseg.predict.publish import HeldBack, Published, standing_item
+from geoseg.predict.seams import held_back
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.raster.window import Window, WindowSet
 
@@ -29,6 +30,8 @@ class SceneReport:
     item: str = ""
     mask: str = ""
     classes: tuple[int, ...] = ()
+    seam_score: float | None = None
+    blend_error: float | None = None
     area_km2: float = 0.0
 
 
@@ -45,7 +48,17 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
     if standing.fingerprint != plan.fingerprint:
         return replace(plan, replaces=standing.version)
     done = standing.published
-    return SceneReport(id=ref.id, uri=ref.uri, status="unchanged", item=done.item_uri, mask=done.mask_uri)
+    why = held_back(ref.id, done.seam_score, run.config.max_seam_score)
+    return SceneReport(
+        id=ref.id,
+        uri=ref.uri,
+        status="failed" if why else "unchanged",
+        sentence=why,
+        item=done.item_uri,
+        mask=done.mask_uri,
+        seam_score=done.seam_score,
+        blend_error=done.blend_error,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +205,24 @@ class Ledger:
             sentence, denied = failure.sentence, failure.denied
             self.settled(SceneReport(id=ref.id, uri=ref.uri, status="refused", sentence=sentence, denied=denied))
 
-    def published(self, plan: ScenePlan, published: Published | Failure) -> None:
+    def published(self, plan: ScenePlan, published: Published | HeldBack | Failure) -> None:
         """A complete scene's item stands, or why it does not."""
         scene = plan.scene
         if isinstance(published, Failure):
             if not self._may_go_better(published):
                 self._failed(scene, published.sentence)
+            return
+        if isinstance(published, HeldBack):
+            self._report(
+                SceneReport(
+                    id=scene.id,
+                    uri=scene.uri,
+                    status="failed",
+                    sentence=published.sentence,
+                    seam_score=published.seam_score,
+                    blend_error=published.blend_error,
+                )
+            )
             return
         self._report(
             SceneReport(
@@ -207,6 +232,8 @@ class Ledger:
                 item=published.item_uri,
                 mask=published.mask_uri,
                 classes=tuple(published.classes),
+                seam_score=published.seam_score,
+                blend_error=published.blend_error,
                 area_km2=sum(published.classes) * scene.grid.resolution_m**2 / 1e6,
             )
         )

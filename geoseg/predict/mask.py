@@ -21,7 +21,8 @@ def to_scene_pixels(logits_chw: Tensor, stitching: Stitching, core: Window, writ
     window it could have been computed in.
     """
     if stitching.is_native:
-        return logits_chw[:, : write.height, : write.width]
+        top, left = write.row_off - core.row_off, write.col_off - core.col_off
+        return logits_chw[:, top : top + write.height, left : left + write.width]
     for axis, start, end, core_off in (
         (0, write.row_off, write.row_end, core.row_off),
         (1, write.col_off, write.col_end, core.col_off),

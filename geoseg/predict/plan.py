@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -14,12 +14,13 @@ from pydantic import TypeAdapter
 from geoseg.config import PredictConfig
 from geoseg.errors import BandError, ResolutionError, StackError
 from geoseg.model.description import BundleDescription
+from geoseg.model.tiling import Tiling
 from geoseg.predict.aoi import AreaFile, PixelArea, load_area
 from geoseg.predict.stitch import Stitching
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
-from geoseg.raster.stack import StackReader, check_stack, common_levels
+from geoseg.raster.stack import StackReader, common_levels, describe_stack
 from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
 from geoseg.raster.work import work_grid
 
@@ -40,7 +41,10 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSpec:
-    """A network and its settings as far as they decide how a scene is cut and which pixels come out."""
+    """A network and its settings as far as they decide how a scene is cut and which pixels come out.
+
+    Cores begin and end on multiples of ``stride`` and have ``margin`` around them: the network's, or those of the tiling.
+    """
 
     bundle_digest: str
     description: BundleDescription
@@ -48,6 +52,12 @@ class NetworkSpec:
     margin: int
     config: PredictConfig
     area: AreaFile | None = None
+    tiling: Tiling | None = None
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether tiles that overlap make the mask, so that it has seams."""
+        return self.tiling is not None and self.tiling.is_blended
 
     @property
     def read_options(self) -> ReadOptions:
@@ -198,13 +208,7 @@ def _describe(ref: SceneRef, run: NetworkSpec) -> tuple[Scene, tuple[Scene | Non
         raise StackError(
             f"{ref.id}: the stack has {len(ref.dates)} dates, the bundle takes {'one scene' if wanted == 1 else wanted}"
         )
-    stack = tuple(
-        describe(SceneRef(f"{ref.id} ({store.base_name(uri)})", uri), run.read_options) if uri else None
-        for uri in ref.dates
-    )
-    check_stack(ref.id, stack, warp=run.config.warp_stacks)
-    first = next(scene for scene in stack if scene is not None)
-    return replace(first, id=ref.id), stack
+    return describe_stack(ref, run.read_options, warp=run.config.warp_stacks)
 
 
 def _factor(scene: Scene, run: NetworkSpec) -> float:

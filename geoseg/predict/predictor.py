@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -11,17 +12,20 @@ from torch import Tensor
 from geoseg.config import PredictConfig
 from geoseg.errors import ConfigError
 from geoseg.model.bundle import Bundle
+from geoseg.model.description import OutsideVariant, UNetVariant
 from geoseg.model.hybrids import FlipsAndTurns, Pyramid
 from geoseg.model.network import Network
+from geoseg.model.tiling import Tiling, tiling
 from geoseg.model.unet_plus_plus import UNetPlusPlus
 from geoseg.predict.aoi import find_area
 from geoseg.predict.plan import NetworkSpec
+from geoseg.predict.tiles import run_tiles
 from geoseg.raster.raster import Raster
 from geoseg.raster.window import BLOCK
 
 
 class Predictor:
-    """A bundle's network, ready to run: batch norm folded, channels last, valid convolutions.
+    """A bundle's network, ready to run: batch norm folded, channels last, valid convolutions; one from outside in tiles.
 
     Results are in float32 without TF32, so that a GPU rounds as a CPU would.
     """
@@ -35,14 +39,26 @@ class Predictor:
         if config.scale is not None:
             self.normalization = self.normalization.rescaled(config.scale, description.value_range)
         self.network = network_to_run(bundle, config).folded().to(self.device)
-        self.network.padding = "valid"
+        self.tiling = tiling_to_run(bundle, self.network, config)
+        if self.tiling is None:
+            self.network.padding = "valid"
 
     @torch.inference_mode()
     def core_logits(self, around: list[Raster]) -> Tensor:
         """Logits (b, class, row, col) of the cores of equally large rasters, each a core with ``margin`` around it."""
+        return self.network.core_logits(self._input(around))
+
+    @torch.inference_mode()
+    def cores(self, around: list[Raster]) -> list[tuple[Tensor, npt.NDArray[np.bool_] | None]]:
+        """For each core its logits (class, row, col), and of a blended network where tiles disagree (axis, row, col)."""
+        if self.tiling is None:
+            return [(logits_chw, None) for logits_chw in self.core_logits(around)]
+        return [run_tiles(self.network, self._input([raster]), self.tiling) for raster in around]
+
+    def _input(self, around: list[Raster]) -> Tensor:
         images = torch.stack([_tensor(raster.pixels) for raster in around]).to(self.device, non_blocking=True)
         valid = torch.stack([torch.from_numpy(raster.valid) for raster in around]).to(self.device, non_blocking=True)
-        return self.network.core_logits(self.normalization(images, valid))
+        return self.normalization(images, valid)
 
 
 def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
@@ -54,13 +70,15 @@ def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
         )
     if config.warp_stacks and description.dates == 1:
         raise ConfigError(f"--warp-stacks has no effect with {description.name}, which takes single scenes")
+    tiles = tiling_to_run(bundle, network, config)
     return NetworkSpec(
         bundle_digest=bundle.digest,
         description=description,
-        stride=network.stride,
-        margin=network.margin,
+        stride=tiles.step if tiles else network.stride,
+        margin=tiles.margin if tiles else network.margin,
         config=config,
         area=find_area(config.aoi) if config.aoi else None,
+        tiling=tiles,
     )
 
 
@@ -69,24 +87,45 @@ def network_to_run(bundle: Bundle, config: PredictConfig) -> Network:
 
     Raises ConfigError when it cannot be pruned so, or its windows would have to begin on multiples of more than a block.
     """
-    network = bundle.network()
+    network, variant = bundle.network(), bundle.description.variant
     if config.prune is not None:
         if not isinstance(network, UNetPlusPlus):
             raise ConfigError(
-                f"--prune {config.prune}: {bundle.description.name} is a {bundle.description.variant.name}; a unet++ alone has "
+                f"--prune {config.prune}: {bundle.description.name} is a {variant.title}; a unet++ alone has "
                 "a head at each depth"
             )
         network = network.pruned(config.prune)
     if config.pyramid is not None:
         assert config.resampling is not None
+        if not isinstance(variant, UNetVariant):
+            raise ConfigError(
+                f"--pyramid: {bundle.description.name} is a {variant.title}, whose layers are not ours, so no margin follows "
+                "for a pyramid of it; leave it out"
+            )
         network = Pyramid(network, config.pyramid, resampling=config.resampling)
         if network.stride > BLOCK:
             raise ConfigError(
-                f"--pyramid {','.join(map(str, config.pyramid))}: on a network of depth {bundle.description.variant.depth} its "
+                f"--pyramid {','.join(map(str, config.pyramid))}: on a network of depth {variant.depth} its "
                 f"windows would have to begin on multiples of {network.stride} pixels, {BLOCK} is the most; leave out the "
                 "largest factor"
             )
     return FlipsAndTurns(network) if config.flips_and_turns else network
+
+
+def tiling_to_run(bundle: Bundle, network: Network, config: PredictConfig) -> Tiling | None:
+    """How a network from outside is tiled, None for one of ours. Raises ConfigError for settings without effect."""
+    description = bundle.description
+    variant = description.variant
+    tiles = tiling(network.stride, variant.margin, config.tile) if isinstance(variant, OutsideVariant) else None
+    if config.tile is not None and tiles is None:
+        raise ConfigError(
+            f"--tile has no effect with {description.name}, a {variant.title}, which is run window by window"
+        )
+    if config.max_seam_score is not None and not (tiles and tiles.is_blended):
+        raise ConfigError(
+            f"--max-seam-score has no effect with {description.name}, a {variant.title} with an exact margin: it has no seams"
+        )
+    return tiles
 
 
 def _tensor(pixels: npt.NDArray[Any]) -> Tensor:

@@ -18,6 +18,7 @@ from geoseg.errors import ConflictError, GeosegError, SceneChangedError, StoreEr
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import delete_parts, part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan
+from geoseg.predict.seams import held_back, sum_seams
 from geoseg.predict.stac import make_item
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
@@ -29,12 +30,26 @@ _ONE_PUT = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A scene whose item stands: its URI, the mask's URI, and pixel counts by class."""
+    """A scene whose item stands: its URI, the mask's URI, and pixel counts by class.
+
+    ``seam_score`` and ``blend_error`` (see ``geoseg.predict.seams``) are those of a network that is blended.
+    """
 
     scene_id: str
     item_uri: str
     mask_uri: str
     classes: list[int]
+    seam_score: float | None = None
+    blend_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldBack:
+    """A scene whose mask is made and not published, and why; a run that allows more publishes it."""
+
+    sentence: str
+    seam_score: float
+    blend_error: float
 
 
 def item_uri(run: RunSpec, scene_id: str) -> str:
@@ -85,21 +100,23 @@ def _read_item(scene_id: str, uri: str, version: store.Version, body: bytes) -> 
             item_uri=uri,
             mask_uri=store.join(uri.rsplit("/", 1)[0], str(mask["href"]).removeprefix("./")),
             classes=[int(one["count"]) for one in mask["classification:classes"] if "count" in one],
+            seam_score=item["properties"].get("geoseg:seam_score"),
+            blend_error=item["properties"].get("geoseg:blend_error"),
         ),
     )
 
 
-def try_to_publish(run: RunSpec, plan: ScenePlan) -> Published | Failure:
+def try_to_publish(run: RunSpec, plan: ScenePlan) -> Published | HeldBack | Failure:
     """What ``publish_scene`` published, or why it did not."""
     return attempt(lambda: publish_scene(run, plan), plan.scene.id, "publishing")
 
 
-def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
+def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
     """Put a scene's masks together from its parts and publish them.
 
     Doing it twice, late, or in two places at once leaves the same objects. Raises StoreError when a window's part is
     missing or damaged, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id
-    or has published since it was planned.
+    or has published since it was planned. A scene above the limit of seams keeps its parts.
     """
     scene = plan.scene
     if not all(scene_is_unchanged(one) for one in plan.scenes):
@@ -115,14 +132,19 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
         raise _conflict(plan)
     uris = [part_uri(run, plan, window) for window in plan.windows(plan.reader())]
     classes = np.zeros(len(run.description.classes), np.int64)
+    counted: list[list[int]] = []
     assets: dict[str, dict[str, Any]] = {}
     with_data: list[str] = []
     with CogAssembler(scene.grid, _mask_profile(run)) as assembler:
         for uri, (header, blocks) in zip(uris, _parts(plan, uris), strict=True):
             classes += np.asarray(header["classes"])
+            counted += [header["seams"]] if "seams" in header else []
             if any(header["classes"]):
                 with_data.append(uri)
             assembler.add(blocks)
+        seams = sum_seams(counted) if run.is_blended else None
+        if seams is not None and (why := held_back(scene.id, seams.score, run.config.max_seam_score)):
+            return HeldBack(sentence=why, seam_score=seams.score, blend_error=seams.at_rim)
         assembler.make_overviews(plan.window)
         thumbnail = _png(assembler.top_pixels()[0], run)
         assets["mask"] = _put(run, plan, "mask", "tif", assembler.finish(), "Class of each pixel")
@@ -134,7 +156,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
             title = "Probability of each class in steps of 1/254"
             assets["probabilities"] = _put(run, plan, "probabilities", "tif", assembler.finish(), title)
     assets["thumbnail"] = _put(run, plan, "thumbnail", "png", thumbnail, "The mask in its colours, small")
-    body = make_item(run, plan, classes=classes.tolist(), assets=assets)
+    body = make_item(run, plan, classes=classes.tolist(), seams=seams, assets=assets)
     _commit(run, plan, body)
     _tidy(run, scene.id)
     return Published(
@@ -142,6 +164,8 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published:
         item_uri=item_uri(run, scene.id),
         mask_uri=store.join(run.out, scene.id, assets["mask"]["name"]),
         classes=classes.tolist(),
+        seam_score=seams.score if seams else None,
+        blend_error=seams.at_rim if seams else None,
     )
 
 

@@ -30,6 +30,7 @@ from shapely import affinity
 from shapely.geometry import Polygon, box, mapping
 
 from geoseg.predict.plan import RunSpec, ScenePlan
+from geoseg.predict.seams import Seams
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA
 from geoseg.raster.grid import Grid
@@ -38,8 +39,12 @@ _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 _PROBABILITY_SCALE = 1 / 254
 
 
-def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict[str, dict[str, Any]]) -> bytes:
+def make_item(
+    run: RunSpec, plan: ScenePlan, *, classes: list[int], seams: Seams | None, assets: dict[str, dict[str, Any]]
+) -> bytes:
     """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and SHA-256 of each published file.
+
+    ``seams`` are those of a network that is blended.
 
     The same scene, bundle and settings give the same bytes: no time of processing, no host, no credentials.
     """
@@ -63,6 +68,7 @@ def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict
             "geoseg:input_etag": [one.etag for one in plan.scenes] if plan.stack else scene.etag,
             "geoseg:bundle": {"name": run.description.name, "sha256": run.bundle_digest},
             "geoseg:settings": run.config.pixel_settings(),
+            **(_seam_properties(seams) if seams is not None else {}),
         },
     )
     item.stac_extensions.append(_PROCESSING)
@@ -84,6 +90,14 @@ def make_item(run: RunSpec, plan: ScenePlan, *, classes: list[int], assets: dict
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
     document["properties"] = {"datetime": None, **_without_nulls(document["properties"])}
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _seam_properties(seams: Seams) -> dict[str, float]:
+    return {
+        "geoseg:seam_score": seams.score,
+        "geoseg:blend_error": seams.at_rim,
+        "geoseg:blend_error_inside": seams.inside,
+    }
 
 
 def _without_nulls(value: Any) -> Any:
@@ -138,7 +152,7 @@ def _describe_model(item: pystac.Item, run: RunSpec) -> None:
     ]
     MLMExtension.ext(item, add_if_missing=True).apply(
         name=description.name,
-        architecture=description.variant.name,
+        architecture=description.variant.title,
         tasks=[TaskType.SEMANTIC_SEGMENTATION],
         framework="PyTorch",
         input=[

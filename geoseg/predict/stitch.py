@@ -48,8 +48,9 @@ class Stitching(WorkGrid):
         """Valid pixels (row, col) of a write window, always those of the scene's own pixels."""
         if not self.is_native or self.level:
             return reader.read_valid(write, bands)
-        margin = self.margin
-        return around.valid_at_all[margin : margin + write.height, margin : margin + write.width]
+        core = self.core(write)
+        top, left = write.row_off - core.row_off + self.margin, write.col_off - core.col_off + self.margin
+        return around.valid_at_all[top : top + write.height, left : left + write.width]
 
     def taps(self, axis: int, start: int, end: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Work-grid indexes and weights (tap, pixel) that make the scene's pixels ``start`` to ``end`` of an axis."""

@@ -18,6 +18,7 @@ from geoseg.predict.parts import part_uri
 from geoseg.predict.plan import RunSpec
 from geoseg.predict.predictor import Predictor, default_device
 from geoseg.predict.reading import Task, WindowDone, WindowPixels, WindowReader, try_for
+from geoseg.predict.seams import Seams, count_seams
 from geoseg.raster import store
 from geoseg.raster.cog import encode_window, pack_blocks
 
@@ -48,7 +49,7 @@ class Worker:
                 yield read
                 continue
             if read.around is None:
-                writes.append(self._writer.submit(self._store, task, read, None, None, 0.0))
+                writes.append(self._writer.submit(self._store, task, read, None, None, None, 0.0))
             else:
                 if batch and _shape(batch[0][1]) != _shape(read):
                     writes += self._predict(batch)
@@ -87,16 +88,19 @@ class Worker:
             self.batch = half
         return self._predict(batch[:half]) + self._predict(batch[half:])
 
-    def _masks(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, Any, Any, float]]:
+    def _masks(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, Any, Any, Any, float]]:
         start = time.perf_counter()
-        logits = self.predictor.core_logits([read.around for _, read in batch if read.around is not None])
+        cores = self.predictor.cores([read.around for _, read in batch if read.around is not None])
         done = []
-        for (task, read), logits_chw in zip(batch, logits, strict=True):
-            stitching = task.plan.stitching
-            placed = to_scene_pixels(logits_chw, stitching, stitching.core(task.window), task.window)
+        for (task, read), (logits_chw, differ_ahw) in zip(batch, cores, strict=True):
+            stitching, core = task.plan.stitching, task.plan.stitching.core(task.window)
+            placed = to_scene_pixels(logits_chw, stitching, core, task.window)
             mask = class_mask(placed, read.valid)
             chances = class_probabilities(placed, read.valid) if self.run_spec.config.probabilities else None
-            done.append((task, read, mask, chances))
+            seams = None
+            if differ_ahw is not None and self.predictor.tiling is not None:
+                seams = count_seams(differ_ahw, self.predictor.tiling, stitching, core, task.window, read.valid)
+            done.append((task, read, mask, chances, seams))
         seconds = (time.perf_counter() - start) / len(batch)
         return [(*each, seconds) for each in done]
 
@@ -106,12 +110,13 @@ class Worker:
         read: WindowPixels,
         mask: npt.NDArray[np.uint8] | None,
         chances: npt.NDArray[np.uint8] | None,
+        seams: Seams | None,
         predict_s: float,
     ) -> WindowDone:
         start = time.perf_counter()
 
         def write() -> WindowDone:
-            valid_pixels = self._write_part(task, read, mask, chances)
+            valid_pixels = self._write_part(task, read, mask, chances, seams)
             return WindowDone(
                 task=task,
                 valid_pixels=valid_pixels,
@@ -129,6 +134,7 @@ class Worker:
         read: WindowPixels,
         mask: npt.NDArray[np.uint8] | None,
         chances: npt.NDArray[np.uint8] | None,
+        seams: Seams | None,
     ) -> int:
         """Write a window's part; the number of its valid pixels."""
         plan, window = task.plan, task.window
@@ -140,7 +146,8 @@ class Worker:
         if chances is not None:
             store.write(uri + ".probabilities", pack_blocks({}, encode_window(chances, window, plan.window)))
         blocks = encode_window(mask[None], window, plan.window) if mask is not None else []
-        store.write(uri, pack_blocks({"classes": classes}, blocks))
+        told = {"classes": classes, **({"seams": seams.counts()} if seams is not None else {})}
+        store.write(uri, pack_blocks(told, blocks))
         return sum(classes)
 
     def close(self) -> None:

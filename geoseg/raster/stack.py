@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pystac.utils import make_absolute_href
 
 from geoseg.errors import ConfigError, StackError
 from geoseg.raster import store
-from geoseg.raster.geotiff import SceneReader
+from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.raster import Raster
 from geoseg.raster.scene import Scene, SceneRef, list_scenes, slug
 from geoseg.raster.warp import WarpedReader
@@ -73,6 +74,19 @@ def common_levels(scenes: Sequence[Scene | None]) -> tuple[tuple[int, int], ...]
             break
         common.append(levels[0])
     return tuple(common)
+
+
+def describe_stack(ref: SceneRef, options: ReadOptions, *, warp: bool) -> tuple[Scene, tuple[Scene | None, ...]]:
+    """The first scene of a stack, under the stack's id, and the scene of each date, None where there is none.
+
+    Raises SceneError for a scene that cannot be used, or that does not fit the others (see ``check_stack``).
+    """
+    stack = tuple(
+        describe(SceneRef(f"{ref.id} ({store.base_name(uri)})", uri), options) if uri else None for uri in ref.dates
+    )
+    check_stack(ref.id, stack, warp=warp)
+    first = next(scene for scene in stack if scene is not None)
+    return replace(first, id=ref.id), stack
 
 
 def check_stack(stack_id: str, scenes: Sequence[Scene | None], *, warp: bool) -> None:

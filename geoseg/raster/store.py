@@ -149,6 +149,15 @@ def redact(text: str) -> str:
     return _KEY_ID.sub("***", text)
 
 
+def redacted(told: Any) -> Any:
+    """The same structure with its texts redacted one by one, so that it stays the JSON that it was."""
+    if isinstance(told, dict):
+        return {key: redacted(value) for key, value in told.items()}
+    if isinstance(told, (list, tuple)):
+        return [redacted(value) for value in told]
+    return redact(told) if isinstance(told, str) else told
+
+
 def join(uri: str, *names: str) -> str:
     """The URI of something below ``uri``."""
     return "/".join([uri.rstrip("/"), *names])

@@ -109,6 +109,12 @@ def labelled_classes(configs: Sequence[LabelConfig], classes: Sequence[str]) -> 
     return tuple(sorted(known))
 
 
+def found_classes(configs: Sequence[LabelConfig], classes: Sequence[str], codes: LabelCodes) -> tuple[int, ...]:
+    """The codes of the classes that sources find wherever they are: those they label, and background if they leave none open."""
+    labelled = labelled_classes(configs, classes)
+    return (0, *labelled) if codes.background_of(labelled) == 0 else labelled
+
+
 def _class_codes(config: LabelConfig, classes: Sequence[str]) -> dict[str, int]:
     """The code of each class that a source names."""
     names = [config.class_name] if config.class_name is not None else list(config.values)
