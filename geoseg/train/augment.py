@@ -114,6 +114,16 @@ class Chips:
     valid: Tensor
     weights_bhw: Tensor | None = None
 
+    def to(self, device: torch.device) -> Chips:
+        """The same chips on a device."""
+        weights_bhw = self.weights_bhw
+        return Chips(
+            self.pixels_bkhw.to(device, non_blocking=True),
+            self.labels_bhw.to(device, non_blocking=True),
+            self.valid.to(device, non_blocking=True),
+            None if weights_bhw is None else weights_bhw.to(device, non_blocking=True),
+        )
+
 
 def augmented(
     chips: Chips, augmentations: Sequence[Augmentation], *, mean: Sequence[float], value_range: tuple[float, float]
