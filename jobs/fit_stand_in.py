@@ -10,9 +10,7 @@ Legend of axes: b batch, k bands or classes, h rows, w columns.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from geoseg.model.description import BundleDescription, ClassName, UNetVariant
 from geoseg.model.normalize import Normalization
 from geoseg.model.unet import UNet
 from geoseg.raster.synthetic import synthetic_image
+from geoseg.train.memory import keep_freed_memory
 
 CLASSES = (
     ClassName(name="background", color=(0, 0, 0)),
@@ -225,15 +224,6 @@ def main() -> None:
     for source, scenes in held_out.items():
         building, road = score(bundle.network(), description.normalization, scenes)
         print(f"{source:16}{building:14.3f}{road:10.3f}")
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees, for page faults cost a third of a step; no effect elsewhere."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        m_trim_threshold, m_mmap_max = -1, -4
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from geoseg.model.blocks import Padding, UnevenError, fold_norms
 from geoseg.model.reach import Reach, derive_reach
@@ -80,10 +81,14 @@ class Network(nn.Module):
         """A copy for prediction: norms folded into the convolutions before them (fewer passes over memory), channels last."""
         network = copy.deepcopy(self).eval()
         fold_norms(network)
-        for weights in network.parameters():
+        return network.laid_channels_last()
+
+    def laid_channels_last(self) -> Self:
+        """The network itself, its weights laid with channels last in memory: the way in which convolutions are fast."""
+        for weights in self.parameters():
             layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weights.ndim, torch.preserve_format)
             weights.data = weights.data.to(memory_format=layout)
-        return network
+        return self
 
     def forward(self, image_bkhw: Tensor) -> Tensor:
         """Logits (b, class, row, col) in the dtype of the input.

@@ -35,15 +35,18 @@ class TrainProgress:
         self._stage = self._step = 0
         self._losses: deque[float] = deque(maxlen=_STEPS_OF_LOSS)
         self._iou: Mapping[str, float | None] = {}
-        self._started = self._stage_started = time.perf_counter()
+        self._started = self._stage_started = self._told = time.perf_counter()
         self._pixels_done = self._chips_of_stage = 0
         self._waited_s = 0.0
 
     def stage_started(self, stage: int, *, steps_done: int = 0) -> None:
-        """A stage, counted from 0, begins, or goes on after steps that an earlier process took."""
+        """A stage, counted from 0, begins, or goes on after steps that an earlier process took.
+
+        It began when the last thing of the stage before was told.
+        """
         self._stage, self._step = stage, steps_done
         self._losses.clear()
-        self._stage_started, self._chips_of_stage, self._waited_s = time.perf_counter(), 0, 0.0
+        self._stage_started, self._chips_of_stage, self._waited_s = self._told, 0, 0.0
 
     def step_done(self, loss: float, *, num_chips: int, waited_s: float) -> None:
         """A step was taken on so many chips, after ``waited_s`` seconds in which they were not there yet."""
@@ -52,11 +55,13 @@ class TrainProgress:
         self._pixels_done += self._stages[self._stage].pixels_per_step
         self._chips_of_stage += num_chips
         self._waited_s += waited_s
+        self._told = time.perf_counter()
         self.show()
 
     def validated(self, iou: Mapping[str, float | None]) -> None:
         """The IoU of each class by name; None for a class that nothing is labelled with."""
         self._iou = dict(iou)
+        self._told = time.perf_counter()
         self.show()
 
     @property

@@ -1,0 +1,364 @@
+"""A whole training but for its engine: from a job to a plan, and a worker's share of the plan to weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from geoseg.config import PredictConfig
+from geoseg.errors import ConfigError, SceneError, StopError
+from geoseg.evaluate.judge import EvaluationScene, evaluate_scenes
+from geoseg.model.bundle import Bundle
+from geoseg.model.description import BundleDescription
+from geoseg.model.variants import build
+from geoseg.predict.bundles import load_bundle, save_bundle
+from geoseg.predict.failure import Failure
+from geoseg.predict.mask import class_mask
+from geoseg.predict.plan import plan_scene
+from geoseg.predict.predictor import Predictor, network_spec
+from geoseg.raster import store
+from geoseg.raster.raster import Raster
+from geoseg.train.augment import AugmentConfig
+from geoseg.train.checkpoint import Position
+from geoseg.train.chips import ChipReader, Place, Sampler, TrainScene
+from geoseg.train.data import Found, check_classes, find_scenes, keep_table, measure_light, table_uri
+from geoseg.train.index import CellTable
+from geoseg.train.job import TrainJob
+from geoseg.train.log import MetricsLog
+from geoseg.train.loop import Feed, Group, Trainer
+from geoseg.train.loss import LossConfig
+from geoseg.train.memory import keep_freed_memory
+from geoseg.train.metrics import Counts, class_scores, mean_iou
+from geoseg.train.plan import TrainPlan
+from geoseg.train.report import ExampleChip
+from geoseg.train.stages import resolve_stages, warnings_of
+
+WEIGHTS_VERSION = 1
+
+_EXAMPLES = 8
+_SHOWN_AS = 1 << 21  # a stage that no training has
+
+KeepTables = Callable[[Sequence[tuple[str, TrainScene]], float, int], list[CellTable | str]]
+Tell = Callable[[str, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan, the scenes it is validated on, and sentences for the user on what is left out or has no effect."""
+
+    plan: TrainPlan
+    validate: tuple[TrainScene, ...]
+    warnings: tuple[str, ...]
+
+
+def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
+    """All that can be known before the first step; ``keep_tables`` counts chip indexes, in threads or on a cluster.
+
+    Raises ConfigError, NothingReadableError, BundleError, AccessDeniedError, StoreError.
+    """
+    out = store.normalize_uri(job.out).rstrip("/")
+    found = find_scenes(job)
+    model = job.model
+    names = tuple(one.name for one in model.classes)
+    start = load_bundle(model.start) if model.start is not None else None
+    network = build(model.variant, len(model.bands), len(names), dates=model.dates)
+    scenes, tables, uris, unreadable = _tables(found, out, job, keep_tables)
+    check_classes(tables, names)
+    labelled_m2 = sum(
+        float(table.labelled.sum()) * scene.scene.grid.resolution_m**2
+        for scene, table in zip(scenes, tables, strict=True)
+    )
+    stages = resolve_stages(
+        job.stage, resolution_m=model.resolution_m, labelled_m2=labelled_m2, stride=network.stride, classes=names
+    )
+    weights = tuple(source.weight if source.use != "validate" else 0.0 for source in job.source)
+    chip_dtype = "uint8" if model.dtype == "uint8" and all(one.scale is None for one in scenes) else "float32"
+    mean, std = model.mean, model.std
+    if start is not None and mean is None:
+        mean, std = start.description.mean, start.description.std
+    if mean is None or std is None:
+        sampler = Sampler(scenes, tables, weights, seed=job.seed)
+        reader = ChipReader(scenes, dtype=chip_dtype, value_range=model.value_range)
+        plain = replace(
+            stages[-1],
+            resolutions_m=(model.resolution_m,),
+            augment=AugmentConfig(flips_and_turns=False),
+            focus=0.0,
+            loss=LossConfig(),
+            border=None,
+        )
+        mean, std = measure_light(sampler, plain, reader, num_bands=len(model.bands))
+    description = _description(job, mean, std)
+    _check_start(start, description)
+    plan = TrainPlan(
+        out=out,
+        seed=job.seed,
+        description=description,
+        codes=found.codes,
+        scenes=scenes,
+        tables=uris,
+        weights=weights,
+        stages=stages,
+        optimizer=job.optimizer,
+        start=model.start,
+        checkpoint_every=job.checkpoint_every,
+        margin=network.margin,
+        settings="",
+        chip_dtype=chip_dtype,
+    )
+    plan = replace(plan, settings=_digest(plan, found.validate, start))
+    remarks = [f"{scene.scene.id}: {remark}" for scene in scenes for remark in scene.labels.remarks]
+    told = [
+        *found.skipped,
+        *unreadable,
+        *remarks,
+        *warnings_of(job.stage, stages, has_validation=bool(found.validate)),
+        *_costly_stages(plan),
+    ]
+    return Prepared(plan, found.validate, tuple(told))
+
+
+def _tables(
+    found: Found, out: str, job: TrainJob, keep_tables: KeepTables
+) -> tuple[tuple[TrainScene, ...], list[CellTable], tuple[str, ...], list[str]]:
+    """The training scenes whose chip index could be counted, the indexes and where they are kept; why others could not."""
+    uris = [table_uri(out, scene, job.model.resolution_m) for scene in found.train]
+    counted = keep_tables(list(zip(uris, found.train, strict=True)), job.model.resolution_m, len(job.model.classes))
+    good = [number for number, table in enumerate(counted) if isinstance(table, CellTable)]
+    bad = [one for one in counted if isinstance(one, str)]
+    if not good:
+        raise ConfigError(f"no training scene can be read. {bad[0]}")
+    return (
+        tuple(found.train[number] for number in good),
+        [table for table in counted if isinstance(table, CellTable)],
+        tuple(uris[number] for number in good),
+        bad,
+    )
+
+
+def try_to_keep_table(kept: tuple[str, TrainScene], resolution_m: float, num_classes: int) -> CellTable | str:
+    """The chip index of a scene at its URI, or why it cannot be counted."""
+    uri, scene = kept
+    try:
+        return keep_table(uri, scene, resolution_m=resolution_m, num_classes=num_classes)
+    except SceneError as error:
+        return str(error)
+
+
+def keep_tables_in_threads(
+    kept: Sequence[tuple[str, TrainScene]], resolution_m: float, num_classes: int
+) -> list[CellTable | str]:
+    """The chip indexes of scenes, counted in this process."""
+    return list(store.in_parallel(lambda one: try_to_keep_table(one, resolution_m, num_classes), kept))
+
+
+def _description(job: TrainJob, mean: tuple[float, ...], std: tuple[float, ...]) -> BundleDescription:
+    model = job.model
+    try:
+        return BundleDescription(
+            name=model.name,
+            variant=model.variant,
+            dates=model.dates,
+            bands=model.bands,
+            dtype=model.dtype,
+            value_range=model.value_range,
+            resolution_m=model.resolution_m,
+            mean=mean,
+            std=std,
+            classes=model.classes,
+            origin=model.origin or f"Trained by geoseg on {', '.join(source.name for source in job.source)}.",
+        )
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def _check_start(start: Bundle | None, description: BundleDescription) -> None:
+    if start is None:
+        return
+    for name in ("variant", "dates", "bands"):
+        theirs, ours = getattr(start.description, name), getattr(description, name)
+        if theirs != ours:
+            raise ConfigError(
+                f"model.start: {start.description.name} has {name} {theirs}, the model {ours}; give both the same"
+            )
+    if len(start.description.classes) != len(description.classes):
+        raise ConfigError(
+            f"model.start: {start.description.name} has {len(start.description.classes)} classes, the model has "
+            f"{len(description.classes)}"
+        )
+
+
+def _digest(plan: TrainPlan, validate: Sequence[TrainScene], start: Bundle | None) -> str:
+    """A digest (hex) of all that decides the weights, the best ones among them."""
+    told = {
+        "version": WEIGHTS_VERSION,
+        "seed": plan.seed,
+        "description": plan.description.model_dump(mode="json"),
+        "sets": plan.codes.sets,
+        "stages": [repr(stage) for stage in plan.stages],
+        "optimizer": plan.optimizer.model_dump(mode="json"),
+        "start": start.digest if start is not None else None,
+        "tables": [store.base_name(uri) for uri in plan.tables],
+        "weights": plan.weights,
+        "scales": [(scene.source, scene.bands, scene.scale) for scene in plan.scenes],
+        "validate": [(scene.scene.etag, scene.labels.digest) for scene in validate],
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _costly_stages(plan: TrainPlan) -> list[str]:
+    """A sentence for each coarse stage that reads far more pixels than its chips have, for want of overviews."""
+    told = []
+    for number, stage in enumerate(plan.stages, 1):
+        for scene in plan.scenes:
+            rows = round(scene.scene.grid.height * scene.scene.grid.resolution_m / max(stage.resolutions_m))
+            fitting = [level for level in scene.levels if level[0] >= rows]
+            ratio = (min(level[0] for level in fitting) / rows) ** 2 if fitting else 1.0
+            if ratio > 4.5:
+                told.append(
+                    f"stage {number}: {scene.scene.id} has no overview near {max(stage.resolutions_m):g} m, so {ratio:.0f} times "
+                    "the pixels are read that its chips have; add overviews with gdaladdo -r average, or write it with "
+                    "gdal_translate -of COG"
+                )
+                break
+    return told
+
+
+class Recorder:
+    """Keeps what a training tells: metrics and bundles below ``out``; and passes it on to ``tell``."""
+
+    def __init__(self, plan: TrainPlan, tell: Tell) -> None:
+        self._plan, self._tell = plan, tell
+        self._log = MetricsLog()
+        self._warned: set[str] = set()
+
+    def resumed(self, position: Position) -> None:
+        """See ``Observer``."""
+        self._log = MetricsLog.load(self._plan.out, up_to=(position.stage, position.total_steps))
+        self._tell("resumed", position)
+
+    def stepped(self, record: dict[str, Any]) -> None:
+        """See ``Observer``."""
+        self._log.add(record)
+        self._tell("stepped", record)
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """See ``Observer``."""
+        self._log.add(record)
+        self._tell("evaluated", record)
+
+    def warned(self, sentence: str) -> None:
+        """See ``Observer``; each sentence is told once."""
+        if sentence not in self._warned:
+            self._warned.add(sentence)
+            self._tell("warned", sentence)
+
+    def kept(self, position: Position) -> None:
+        """See ``Observer``."""
+        del position
+        self._log.write(self._plan.out)
+
+    def exported(self, bundle: Bundle, name: str, stage: int) -> None:
+        """See ``Observer``."""
+        save_bundle(bundle, bundle_uri(self._plan.out, stage, name))
+
+
+def bundle_uri(out: str, stage: int, name: str) -> str:
+    """Where the ``best`` or ``last`` bundle of a stage, counted from 0, is put."""
+    return store.join(out, f"stage-{stage + 1}", name)
+
+
+def train_share(prepared: Prepared, feed: Feed, tell: Tell, *, group: Group, device: str) -> None:
+    """One worker's part of a training, from the last checkpoint to the end. Raises StopError kinds, StoreError."""
+    keep_freed_memory()
+    plan = prepared.plan
+    Trainer(
+        plan,
+        feed,
+        Recorder(plan, tell),
+        group=group,
+        device=device,
+        start=load_bundle(plan.start) if plan.start is not None else None,
+        evaluate=partial(evaluate, prepared, device=device) if prepared.validate else None,
+    ).run()
+
+
+def evaluate(prepared: Prepared, bundle: Bundle, group: Group, *, device: str) -> dict[str, float]:
+    """The scores of a bundle on the validation scenes, read as ``geoseg predict`` reads them; the workers share the windows.
+
+    ``iou/<class>`` over all scenes, NaN for a class without any labelled pixel; ``score`` is the mean of those of classes that are
+    not background. Raises StopError, on all workers, when a scene cannot be read.
+    """
+    predictor = Predictor(bundle, PredictConfig(), device=device)
+    scenes = _evaluation_scenes(prepared, bundle)
+    tallies = evaluate_scenes(predictor, scenes, share=(group.rank, group.world), quick=True)
+    failures = [tally for tally in tallies if isinstance(tally, Failure)]
+    counts = sum(
+        (tally.counts for tally in tallies if not isinstance(tally, Failure)),
+        Counts.zero(len(bundle.description.classes)),
+    )
+    vector = torch.from_numpy(np.append(counts.to_vector(), len(failures))).to(device)
+    *numbers, num_failed = group.sum(vector).tolist()
+    if num_failed:
+        sentence = failures[0].sentence if failures else "another worker could not read its part"
+        raise StopError(
+            f"a validation scene cannot be evaluated: {sentence}; the same command goes on from the last checkpoint"
+        )
+    counts = Counts.from_vector(np.array(numbers, np.int64))
+    names = [one.name for one in bundle.description.classes]
+    scores = {f"iou/{name}": one.iou for name, one in zip(names, class_scores(counts), strict=True)}
+    return {"score": mean_iou(counts), **scores}
+
+
+def _evaluation_scenes(prepared: Prepared, bundle: Bundle) -> list[EvaluationScene]:
+    """The validation scenes as they are read for a bundle."""
+    scenes = []
+    for scene in prepared.validate:
+        config = PredictConfig(
+            bands=tuple(band + 1 for band in scene.bands), scale=scene.scale, **asdict(scene.options)
+        )
+        plan = plan_scene(scene.ref, network_spec(bundle, config))
+        scenes.append(EvaluationScene(str(scene.source), plan, scene.labels, prepared.plan.codes, scene.found))
+    return scenes
+
+
+def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[ExampleChip]:
+    """Chips around classes, of the validation scenes where there are some, with what the bundle makes of them."""
+    plan = prepared.plan
+    predictor = Predictor(bundle, PredictConfig(), device=device)
+    resolution_m = bundle.description.resolution_m
+    assert resolution_m is not None
+    stage = replace(
+        plan.stages[-1],
+        resolutions_m=(resolution_m,),
+        augment=AugmentConfig(flips_and_turns=False),
+        border=None,
+        focus=1.0,
+    )
+    scenes = prepared.validate or plan.scenes
+    cells_m = plan.description.resolution_m or resolution_m
+    kept = [(table_uri(plan.out, scene, cells_m), scene) for scene in scenes]
+    tables = keep_tables_in_threads(kept, cells_m, plan.codes.num_classes)
+    good = [(scene, table) for scene, table in zip(scenes, tables, strict=True) if isinstance(table, CellTable)]
+    scenes = tuple(scene for scene, _ in good)
+    sampler = Sampler(scenes, [table for _, table in good], [1.0] * len(plan.weights), seed=plan.seed)
+    reader = ChipReader(scenes, dtype=plan.chip_dtype, value_range=plan.description.value_range)
+    margin, num_bands = predictor.network.margin, len(plan.description.bands)
+    examples = []
+    for position in range(_EXAMPLES):
+        chip = reader.read(sampler.draw(stage, Place(_SHOWN_AS, 0, position)), stage, context=margin)
+        side = chip.labels.shape[0]
+        core = slice(margin, margin + side), slice(margin, margin + side)
+        around = Raster(chip.pixels, chip.valid)
+        valid = around.valid_at_all[core]
+        mask = class_mask(predictor.core_logits([around])[0], valid)
+        if mask is not None:
+            examples.append(ExampleChip(chip.pixels[:num_bands, core[0], core[1]], valid, chip.labels, mask))
+    return examples
