@@ -45,7 +45,7 @@ def judge_on_cluster(
 
     A worker that ends is started again; the part it worked on is tried once more, then its scene is given up.
     """
-    with session(cluster):
+    with session(cluster.address, workers=cluster.workers or 1):
         workers = plan_workers(cluster)
         actor = ray.remote(JudgeActor).options(
             num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=-1, max_task_retries=1

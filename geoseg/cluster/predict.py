@@ -33,7 +33,7 @@ def predict_on_cluster(
 
     The objects are those of ``predict_locally``, byte for byte. Raises StopError kinds alone.
     """
-    with session(cluster):
+    with session(cluster.address, workers=cluster.workers or 1):
         workers = plan_workers(cluster)
         driver = Driver(run, progress, check, publishers=workers.publishers)
         for left in driver.ledger.rounds(refs):

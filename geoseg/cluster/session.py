@@ -23,15 +23,17 @@ _SPARE_CPUS = 2
 
 
 @contextmanager
-def session(cluster: ClusterConfig) -> Iterator[None]:
-    """Ray is up within the block. A private one gets its own folder, no dashboard, and CPUs to spare for read tasks.
+def session(address: str | None, *, workers: int, spare_cpus: int = _SPARE_CPUS) -> Iterator[None]:
+    """Ray is up within the block: the one at ``address``, or without one that of ``RAY_ADDRESS`` or a private one.
+
+    A private one gets its own folder, no dashboard, and ``spare_cpus`` beside those for workers and cores, for reading.
 
     Raises StopError when the address does not answer.
     """
     if ray.is_initialized():
         yield
         return
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS")
     folder = None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -46,7 +48,7 @@ def session(cluster: ClusterConfig) -> Iterator[None]:
             with _without_greeting():
                 ray.init(
                     address="local",
-                    num_cpus=max(cores, (cluster.workers or 1)) + _SPARE_CPUS,
+                    num_cpus=max(cores, workers) + spare_cpus,
                     object_store_memory=_OBJECT_STORE_BYTES,
                     include_dashboard=False,
                     logging_level=logging.ERROR,

@@ -1,0 +1,146 @@
+"""Training on Ray: as one process does it, and on through the loss of a worker or of the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kit.training import scenes, training, values
+from safetensors.torch import load_file
+
+from geoseg.config import check
+from geoseg.errors import StopError
+from geoseg.run_training import run_training
+from geoseg.train.job import TrainJob
+from geoseg.train.log import MetricsLog
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TRAIN = """
+import json, sys
+from geoseg.config import check
+from geoseg.run_training import run_training
+from geoseg.train.job import TrainJob
+run_training(check(TrainJob, json.loads(sys.argv[1]), where="the test"), warn=print, quiet=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return scenes(tmp_path_factory.mktemp("scenes"))
+
+
+def ray_values(folder: Path, out: Path, *, workers: int) -> dict[str, Any]:
+    return values(folder, out, cluster={"engine": "ray", "workers": workers})
+
+
+def losses(out: Path) -> list[float]:
+    return [record["loss"] for record in MetricsLog.load(str(out), up_to=(9, 99)).records if record["kind"] == "train"]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "bundle" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def by_two(folder: Path) -> Path:
+    """A training by two Ray workers that nothing disturbs."""
+    out = folder / "by-two"
+    run_training(check(TrainJob, ray_values(folder, out, workers=2), where="the test"), warn=lambda _: None, quiet=True)
+    return out
+
+
+def test_two_ray_workers_take_the_steps_of_one_process(folder: Path, by_two: Path) -> None:
+    alone = folder / "alone"
+    run_training(training(folder, alone), warn=lambda _: None, quiet=True)
+    assert len(losses(by_two)) == 9
+    assert np.allclose(losses(by_two), losses(alone), rtol=1e-3)
+
+
+def test_one_ray_worker_gives_the_very_weights_of_one_process(folder: Path, tmp_path: Path) -> None:
+    told = ray_values(folder, tmp_path / "ray", workers=1)
+    run_training(check(TrainJob, told, where="the test"), warn=lambda _: None, quiet=True)
+    alone = tmp_path / "alone"
+    run_training(training(folder, alone), warn=lambda _: None, quiet=True)
+    assert losses(tmp_path / "ray") == losses(alone)
+    ours, theirs = weights(tmp_path / "ray"), weights(alone)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def started(folder: Path, out: Path) -> subprocess.Popen[bytes]:
+    """A training by two Ray workers in a process of its own, with a session of its own so that all of it can be ended."""
+    told = json.dumps(ray_values(folder, out, workers=2))
+    return subprocess.Popen([sys.executable, "-c", TRAIN, told], start_new_session=True, stderr=subprocess.PIPE)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a file is there."""
+    for _ in range(3000):
+        if path.exists():
+            return
+        if process.poll() is not None:
+            raise AssertionError(process.stderr.read().decode())
+        time.sleep(0.05)
+    raise AssertionError(f"no {path.name}")
+
+
+def train_workers(parent: int) -> list[int]:
+    """Process ids of the Ray Train workers of a session."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                title = (folder / "cmdline").read_bytes().decode(errors="replace")
+                session = os.getsid(int(folder.name))
+            except (OSError, ProcessLookupError):
+                continue
+            if "RayTrainWorker" in title and session == parent:
+                found.append(int(folder.name))
+    return found
+
+
+IN_EACH_STAGE = ("000-000000003", "001-000000003")
+
+
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+def test_killed_in_each_stage_the_weights_are_those_of_an_undisturbed_run(
+    folder: Path, tmp_path: Path, by_two: Path, victim: str
+) -> None:
+    out = tmp_path / "out"
+    process = started(folder, out)
+    try:
+        for checkpoint in IN_EACH_STAGE:
+            wait_for(out / "checkpoints" / f"{checkpoint}.safetensors", process)
+            if victim == "worker":
+                workers = train_workers(process.pid)
+                assert len(workers) == 2
+                os.kill(workers[-1], signal.SIGKILL)
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                process = started(folder, out)
+        assert process.wait(timeout=400) == 0, process.stderr.read().decode()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert losses(out) == losses(by_two)
+    ours, theirs = weights(out), weights(by_two)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_what_is_wrong_ends_all_workers_with_a_sentence(folder: Path, tmp_path: Path) -> None:
+    told = ray_values(folder, tmp_path, workers=2)
+    told["stage"] = [
+        {"chip": 32, "steps": 4, "batch": 4, "chips_per_pass": 2, "learning_rate": 1e30, "schedule": "constant"}
+    ]
+    with pytest.raises(StopError, match=r"stage 1, step \d: the loss is .* learning_rate"):
+        run_training(check(TrainJob, told, where="the test"), warn=lambda _: None, quiet=True)
