@@ -38,6 +38,7 @@ def main(debug: bool) -> None:
       geoseg demo                           see it work: no bucket, no GPU, about a minute
       geoseg check scene.tif                what geoseg sees in a file, and what it would refuse
       geoseg predict scene.tif --out out    masks of a file, a folder, a glob or s3://bucket/prefix
+      geoseg train train.toml               a bundle from your own labels
       geoseg evaluate EVALUATE.toml         scores, error maps and pictures of labelled scenes
       geoseg verify out                     read everything published again and check it
       geoseg models                         the networks, and what each costs
@@ -208,6 +209,27 @@ def make_bundle(description: str, weights: str, out: str) -> None:
 
     bundle = put_together(description, weights, out)
     click.echo(f"{out}: {describe_network(bundle)}")
+
+
+@main.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--out", help="Folder or prefix for checkpoints, bundles, logs and pictures.")
+@click.option("--seed", type=int, help="Decides the first weights and all chips.")
+@click.option("--workers", type=int, help="Workers that train together.")
+@click.option("--address", help="Ray cluster to use; without one a private Ray is started when needed.")
+@click.option(
+    "--engine", type=click.Choice(["auto", "local", "ray"]), help="One process or Ray Train.  [default: auto]"
+)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def train(job: str, out: str | None, seed: int | None, quiet: bool, **cluster: Any) -> None:
+    """Train a bundle as the TRAIN.toml file JOB says, or go on with a training that was interrupted."""
+    from geoseg.run_training import run_training
+    from geoseg.train.job import load_train_job
+
+    loaded = load_train_job(job, {"out": out, "seed": seed, "cluster": cluster})
+    report = run_training(loaded, warn=lambda sentence: click.echo(f"warning: {sentence}", err=True), quiet=quiet)
+    for line in report.lines():
+        click.echo(line)
 
 
 @main.command()
