@@ -175,6 +175,7 @@ class Trainer:
         loss = DeepSupervision(OpenClasses(build_loss(stage.loss), self._plan.codes))
         gflop = stage.num_passes * pass_gflop(self._network, self._plan, stage)
         batches = self._feed(self._plan, position.stage, step=position.step, rank=group.rank, world=group.world)
+        self._speed.forget()
         ended = False
         try:
             while not ended:
