@@ -45,12 +45,13 @@ LABELS = [{"uri": "{folder}/{stem}_classes.tif", "values": {"building": [1], "ro
 LOSS = {"terms": [{"loss": {"name": "cross_entropy"}}, {"loss": {"name": "dice", "classes": [1, 2]}, "factor": 0.5}]}
 AUGMENT = {"scale": [0.8, 1.25], "brightness": 0.1, "contrast": 0.2, "color": 0.1}
 FULL = {"chip": 256, "batch": 4, "learning_rate": 3e-3, "warmup_steps": 10, "loss": LOSS, "augment": AUGMENT}
-# Ground and pixels of a step: 4 chips of 154 m are 262,144 pixels at 0.6 m; 16 of them 262,144 at 1.2 m and 65,536 at 2.4 m.
-COARSE = [
-    {**FULL, "resolution_m": 2.4, "chip": 64, "batch": 16},
-    {**FULL, "resolution_m": 1.2, "chip": 128, "batch": 8},
+# Chips of 154 m at each resolution: a step has 262,144 pixels at 0.6 m, 65,536 at 1.2 m and 32,768 at 2.4 m.
+RISING = [
+    {**FULL, "resolution_m": 2.4, "chip": 64, "batch": 8},
+    {**FULL, "resolution_m": 1.2, "chip": 128, "batch": 4},
+    {**FULL, "learning_rate": 5e-4},
 ]
-SHARES = (0.25, 0.5, 0.25)  # of the pixels of a progressive run, stage by stage
+SHARES = (0.1, 0.75, 0.15)  # of the pixels of a progressive run, stage by stage
 
 
 def with_overviews(folder: Path) -> Path:
@@ -70,7 +71,7 @@ def job(scenes: Path, out: Path, *, seed: int, stages: list[dict[str, Any]], wid
         "out": str(out),
         "seed": seed,
         "model": {
-            "name": out.name,
+            "name": out.name.replace("-", " seed "),
             "variant": {"name": "unet", "depth": 3, "width": width, "norm": "batch"},
             "resolution_m": 0.6,
             "classes": CLASSES,
@@ -86,7 +87,7 @@ def progressive(num_steps: int, share: float, *, looks: int) -> list[dict[str, A
     """Stages with ``share`` of the pixels of ``num_steps`` steps at full resolution, each evaluated ``looks`` times."""
     full_px = FULL["batch"] * FULL["chip"] ** 2
     stages = []
-    for stage, part in zip([*COARSE, FULL], SHARES, strict=True):
+    for stage, part in zip(RISING, SHARES, strict=True):
         steps = max(12, round(num_steps * share * part * full_px / (stage["batch"] * stage["chip"] ** 2)))
         stages.append({**stage, "steps": steps, "evaluate_every": max(1, steps // looks)})
     return stages
@@ -131,7 +132,7 @@ def main() -> None:
     """Train, compare, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=240, help="of the fixed run, 262,144 pixels each")
+    parser.add_argument("--steps", type=int, default=360, help="of the fixed run, 262,144 pixels each")
     parser.add_argument("--share", type=float, default=1 / 3, help="pixels of the progressive run, of the fixed one's")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--out", type=Path, help="folder for records and the picture; without one they are not kept")
