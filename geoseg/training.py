@@ -28,7 +28,7 @@ from geoseg.raster.raster import Raster
 from geoseg.train.augment import AugmentConfig
 from geoseg.train.checkpoint import Position
 from geoseg.train.chips import ChipReader, Place, Sampler, TrainScene
-from geoseg.train.data import Found, check_classes, find_scenes, keep_table, measure_light, table_uri
+from geoseg.train.data import Found, check_classes, find_scenes, in_threads, keep_table, measure_light, table_uri
 from geoseg.train.index import CellTable
 from geoseg.train.job import TrainJob
 from geoseg.train.log import MetricsLog
@@ -114,7 +114,7 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
         chip_dtype=chip_dtype,
     )
     plan = replace(plan, settings=_digest(plan, found.validate, start))
-    remarks = [f"{scene.scene.id}: {remark}" for scene in scenes for remark in scene.labels.remarks]
+    remarks = [f"{scene.scene.id}: {remark}" for scene in (*scenes, *found.validate) for remark in scene.labels.remarks]
     told = [
         *found.skipped,
         *unreadable,
@@ -156,7 +156,7 @@ def keep_tables_in_threads(
     kept: Sequence[tuple[str, TrainScene]], resolution_m: float, num_classes: int
 ) -> list[CellTable | str]:
     """The chip indexes of scenes, counted in this process."""
-    return list(store.in_parallel(lambda one: try_to_keep_table(one, resolution_m, num_classes), kept))
+    return list(in_threads(lambda one: try_to_keep_table(one, resolution_m, num_classes), kept))
 
 
 def _description(job: TrainJob, mean: tuple[float, ...], std: tuple[float, ...]) -> BundleDescription:

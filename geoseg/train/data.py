@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,9 @@ _CELL_PX = 64  # at the bundle's resolution
 _MEASURED_CHIPS = 64
 _MEASURED_AS = 1 << 20  # a stage that no training has
 _FOLDER = "index"
+_THREADS = 8
+_A = TypeVar("_A")
+_B = TypeVar("_B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ def find_scenes(job: TrainJob) -> Found:
     skipped: list[str] = []
     for number, source in enumerate(job.source):
         scenes: list[TrainScene] = []
-        for found in store.in_parallel(_Describe(number, source, job.model, codes), _refs(source, job.out)):
+        for found in in_threads(_Describe(number, source, job.model, codes), _refs(source, job.out)):
             if isinstance(found, TrainScene):
                 scenes.append(found)
             else:
@@ -68,6 +73,12 @@ def find_scenes(job: TrainJob) -> Found:
             into.append(scene)
     _check_places_apart(train, validate)
     return Found(codes, tuple(train), tuple(validate), tuple(skipped))
+
+
+def in_threads(function: Callable[[_A], _B], items: Iterable[_A]) -> Iterator[_B]:
+    """``function`` over ``items`` in order, in threads apart from the store's, which the function may wait for."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="scenes") as threads:
+        yield from threads.map(function, items)
 
 
 def _refs(source: TrainSource, out: str) -> list[SceneRef]:
