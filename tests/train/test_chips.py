@@ -20,6 +20,7 @@ from geoseg.train.chips import ChipDraw, ChipReader, Place, Sampler, TrainScene
 from geoseg.train.data import Found, find_scenes, hold_out, keep_table, measure_light, table_uri
 from geoseg.train.index import CellTable, count_cells
 from geoseg.train.stages import BorderConfig, Stage, resolve_stages
+from geoseg.training import keep_tables_in_threads
 
 RANGE = (0.0, 255.0)
 
@@ -91,6 +92,18 @@ def test_the_index_is_counted_once(
     monkeypatch.setattr(TrainScene, "reader", lambda _: pytest.fail("read again"))
     again = keep_table(table_uri(str(folder / "out"), scene, 0.5), scene, resolution_m=0.5, num_classes=3)
     assert np.array_equal(again.labelled, tables[0].labelled)
+
+
+@pytest.mark.timeout(60)
+def test_many_indexes_at_once_do_not_wait_for_each_other(
+    folder: Path, found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads several ranges in the store's threads; there are more of them than these threads."""
+    monkeypatch.setattr("geoseg.raster.geotiff._MERGE_GAP", -1)
+    kept = [(f"{tmp_path}/{number}.npz", found.train[0]) for number in range(40)]
+    tables = keep_tables_in_threads(kept, 0.5, 3)
+    assert len(list(tmp_path.iterdir())) == 40
+    assert len({table.labelled.tobytes() for table in tables if isinstance(table, CellTable)}) == 1
 
 
 def test_draws_depend_on_seed_and_place_alone(folder: Path, found: Found, tables: list[CellTable]) -> None:
