@@ -139,28 +139,38 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    runs: dict[str, Any] = {}
+    runs: dict[str, list[list[dict[str, Any]]]] = {"fixed": [], "progressive": []}
     with tempfile.TemporaryDirectory() as folder:
         scenes = with_overviews(Path(folder))
         for seed in arguments.seeds:
-            fixed_stages = [{**FULL, "steps": arguments.steps, "evaluate_every": max(1, arguments.steps // 8)}]
-            fixed = run(
-                job(scenes, Path(folder) / f"fixed-{seed}", seed=seed, stages=fixed_stages, width=arguments.width)
-            )
-            stages = progressive(arguments.steps, arguments.share, looks=4)
-            rising = run(
-                job(scenes, Path(folder) / f"progressive-{seed}", seed=seed, stages=stages, width=arguments.width)
-            )
-            runs |= {f"fixed, seed {seed}": fixed, f"progressive, seed {seed}": rising}
-            rows.append(compared(seed, fixed, rising))
+            stages = {
+                "fixed": [{**FULL, "steps": arguments.steps, "evaluate_every": max(1, arguments.steps // 8)}],
+                "progressive": progressive(arguments.steps, arguments.share, looks=4),
+            }
+            for name, each in runs.items():
+                out = Path(folder) / f"{name}-{seed}"
+                each.append(run(job(scenes, out, seed=seed, stages=stages[name], width=arguments.width)))
+            rows.append(compared(seed, runs["fixed"][-1], runs["progressive"][-1]))
             print(told(rows[-1]), flush=True)
             if arguments.out is not None:
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 (arguments.out / "records.json").write_text(json.dumps(runs))
-                (arguments.out / "schedule.png").write_bytes(curves_png(runs, x="gflop"))
+                means = {name: mean_of(each) for name, each in runs.items()}
+                (arguments.out / "schedule.png").write_bytes(curves_png(means, x="gflop"))
     for name in ("flop_share", "cpu_share"):
         known = [row[name] for row in rows if row[name] is not None]
         print(f"median {name}: {statistics.median(known):.2f}" if known else f"{name}: never reached")
+
+
+def mean_of(runs: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The records of several seeds as one, with the means of their numbers."""
+    return [
+        {
+            name: statistics.mean(one[name] for one in each) if isinstance(value, float) else value
+            for name, value in each[0].items()
+        }
+        for each in zip(*runs, strict=True)
+    ]
 
 
 def compared(seed: int, fixed: list[dict[str, Any]], rising: list[dict[str, Any]]) -> dict[str, Any]:
