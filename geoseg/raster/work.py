@@ -70,6 +70,18 @@ def work_grid(levels: tuple[tuple[int, int], ...], factor: float) -> WorkGrid:
     return WorkGrid(levels[0], (rows, cols), level, levels[level])
 
 
+def near_work_grid(levels: tuple[tuple[int, int], ...], factor: float) -> WorkGrid:
+    """As ``work_grid``, but an overview as it is where its pixels are within 1 % of the wanted size.
+
+    Overviews of odd sizes lack a part of a pixel, and the next larger one would be read in their stead.
+    """
+    exact = work_grid(levels, factor)
+    for level, shape in enumerate(levels):
+        if all(abs(have - want) <= 0.01 * want for have, want in zip(shape, exact.work_shape, strict=True)):
+            return WorkGrid(levels[0], shape, level, shape)
+    return exact
+
+
 def nearest_level(levels: tuple[tuple[int, int], ...], work: tuple[int, int]) -> int:
     """The smallest level that has at least the pixels of the work grid along both axes."""
     fitting = [index for index, (rows, cols) in enumerate(levels) if rows >= work[0] and cols >= work[1]]

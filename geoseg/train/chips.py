@@ -20,7 +20,7 @@ from geoseg.raster.geotiff import ReadOptions, SceneReader, keep_decoded
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.raster.stack import StackReader, common_levels
 from geoseg.raster.window import Window
-from geoseg.raster.work import WorkGrid, work_grid
+from geoseg.raster.work import WorkGrid, near_work_grid
 from geoseg.train.augment import Augmentation, draw_augmentation
 from geoseg.train.border import border_weights
 from geoseg.train.codes import UNLABELLED
@@ -130,7 +130,7 @@ class Sampler:
         scene, side = self._scenes[number], self._tables[number].side
         wanted_m = stage.resolutions_m[int(chances[4] * len(stage.resolutions_m))]
         zoom = augmentation_of(place, stage, seed=self._seed, num_bands=len(scene.bands)).scale
-        work = work_grid(scene.levels, wanted_m / zoom / scene.scene.grid.resolution_m)
+        work = near_work_grid(scene.levels, wanted_m / zoom / scene.scene.grid.resolution_m)
         offsets = []
         for axis, cell in enumerate((row, col)):
             size, native = work.work_shape[axis], work.scene_shape[axis]

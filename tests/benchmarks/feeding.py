@@ -31,7 +31,7 @@ from benchmarks.schedule import CLASSES, FULL, LABELS, with_overviews
 from kit.object_store import ObjectStore, is_installed
 
 from geoseg.config import check
-from geoseg.raster import tiff
+from geoseg.raster import geotiff, tiff
 from geoseg.raster.geotiff import RangeFile
 from geoseg.run_training import run_training
 from geoseg.train.feed import ChipMaker, feed_from_threads, places_of
@@ -138,6 +138,7 @@ def bytes_of_an_epoch(scenes: Path, folder: Path) -> None:
                     keep_tables=keep_tables_in_threads,
                 ).plan
                 plain = replace(plan.stages[0], augment=plan.stages[0].augment.model_copy(update={"scale": (1.0, 1.0)}))
+                geotiff._DECODED = geotiff._DecodedBlocks(0)  # what counting the index has decoded is forgotten
                 with counted() as fetched, touched() as blocks:
                     num, _ = epoch(replace(plan, stages=(plain,)), 0, threads=2)
                 need = sum(blocks.values())

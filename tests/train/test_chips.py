@@ -13,7 +13,7 @@ import rasterio
 from kit.training import LABELS, labelled_scene, scenes, training
 
 from geoseg.raster.window import Window
-from geoseg.raster.work import work_grid
+from geoseg.raster.work import near_work_grid, work_grid
 from geoseg.train.augment import AugmentConfig
 from geoseg.train.border import border_weights, connected
 from geoseg.train.chips import ChipDraw, ChipReader, Place, Sampler, TrainScene
@@ -203,6 +203,15 @@ def test_border_weights_come_with_chips_that_want_them(folder: Path, found: Foun
     assert np.array_equal(chip.weights, border_weights(chip.labels, instances, w0=10, sigma=5))
     assert chip.weights.max() > 1.5, "two buildings are near each other"
     assert reader.read(draw, stage(folder)).weights is None
+
+
+def test_an_overview_of_an_odd_size_is_read_as_it_is() -> None:
+    """GDAL's COG driver halves 1931 to 965, the half is 965.5; the full image would be four times the pixels."""
+    levels = ((1931, 2391), (965, 1195), (482, 597))
+    assert near_work_grid(levels, 2.0).work_shape == (965, 1195)
+    assert near_work_grid(levels, 4.0).level == 2
+    assert near_work_grid(levels, 1.0).is_native
+    assert near_work_grid(levels, 2.1) == work_grid(levels, 2.1)
 
 
 def test_a_coarse_stage_reads_the_overview(found: Found, folder: Path) -> None:
