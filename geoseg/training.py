@@ -322,7 +322,10 @@ def _evaluation_scenes(prepared: Prepared, bundle: Bundle) -> list[EvaluationSce
     scenes = []
     for scene in prepared.validate:
         config = PredictConfig(
-            bands=tuple(band + 1 for band in scene.bands), scale=scene.scale, **asdict(scene.options)
+            bands=tuple(band + 1 for band in scene.bands),
+            scale=scene.scale,
+            warp_stacks=scene.warp,
+            **asdict(scene.options),
         )
         plan = plan_scene(scene.ref, network_spec(bundle, config))
         scenes.append(EvaluationScene(str(scene.source), plan, scene.labels, prepared.plan.codes, scene.found))

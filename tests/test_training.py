@@ -261,16 +261,18 @@ def test_a_source_of_one_class_leaves_the_other_open(folder: Path, tmp_path: Pat
     assert plan.codes.sets == ((0, 2),)
 
 
-def test_stacks_of_dates_are_trained_on_as_they_are_predicted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ["unet3d", "vnet"])
+def test_stacks_of_dates_are_trained_on_as_they_are_predicted(tmp_path: Path, network: str) -> None:
     for place, name in enumerate(("east", "west", "far")):
         labelled_scene(tmp_path, f"{name}_20240101", seed=place, at=place, size=128)
         with rasterio.open(tmp_path / f"{name}_20240101.tif") as dataset:
             pixels, transform = dataset.read(), dataset.transform
         for date, gain in ((20240201, 0.8), (20240301, 1.1)):
             brighter = (pixels * gain).clip(0, 255).astype(np.uint8)
-            write_scene(tmp_path / f"{name}_{date}.tif", brighter, transform=transform, nodata=0)
+            shifted = transform @ Affine.translation(0.25, 0.5) if (name, date) == ("west", 20240201) else transform
+            write_scene(tmp_path / f"{name}_{date}.tif", brighter, transform=shifted, nodata=0)
     model = values(tmp_path, tmp_path)["model"] | {
-        "variant": {"name": "unet3d", "depth": 2, "width": 4, "norm": "batch"},
+        "variant": {"name": network, "depth": 2, "width": 4, "norm": "batch"},
         "dates": 3,
     }
     stack_by = r"(?P<stack>[a-z]+)_(?P<date>\d{8})\.tif"
@@ -285,6 +287,12 @@ def test_stacks_of_dates_are_trained_on_as_they_are_predicted(tmp_path: Path) ->
         }
         for one, names in use.items()
     ]
+    plain = ready(training(tmp_path, tmp_path / "plain", model=model, source=source))
+    assert [scene.scene.id for scene in plain.plan.scenes] == ["east"]
+    assert any("west" in sentence and "warp" in sentence for sentence in plain.warnings)
+    source = [one | {"warp_stacks": True} for one in source]
+    warped = ready(training(tmp_path, tmp_path / "warped", model=model, source=source))
+    assert [scene.scene.id for scene in warped.plan.scenes] == ["east", "west"]
     stage = {"chip": 32, "steps": 2, "batch": 2, "learning_rate": 0.01}
     out = tmp_path / "out"
     run_training(training(tmp_path, out, model=model, source=source, stage=[stage]), warn=lambda _: None, quiet=True)

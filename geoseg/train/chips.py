@@ -39,7 +39,8 @@ class TrainScene:
 
     ``source`` is the place of its source in the job, ``ref`` and ``options`` how it is described again, ``bands`` the places of the
     bundle's bands, from 0; ``found`` are the classes that the labels find wherever they are. ``scale``: raw values that stand
-    for the ends of ``value_range``, to which pixels are brought; None when they are as the bundle takes them.
+    for the ends of ``value_range``, to which pixels are brought; None when they are as the bundle takes them. ``warp``: the
+    scenes of a stack may lie on other grids than its first.
     """
 
     source: int
@@ -51,6 +52,7 @@ class TrainScene:
     labels: SceneLabels
     found: tuple[int, ...]
     scale: tuple[float, float] | None = None
+    warp: bool = False
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:

@@ -104,9 +104,13 @@ class _Describe:
         source, model = self.source, self.model
         options = ReadOptions(assume_crs=source.assume_crs, nodata=source.nodata, sidecar_mask=source.sidecar_mask)
         dates = len(ref.dates) or 1
+        if source.warp_stacks and model.dates == 1:
+            raise ConfigError(f"source {source.name}: warp_stacks has no effect with a model of one date")
         if dates != model.dates:
             raise StackError(f"{ref.id}: has {dates} dates, the model takes {model.dates}; group scenes with stack_by")
-        scene, stack = describe_stack(ref, options, warp=False) if ref.dates else (describe(ref, options), ())
+        scene, stack = (
+            describe_stack(ref, options, warp=source.warp_stacks) if ref.dates else (describe(ref, options), ())
+        )
         for one in stack or (scene,):
             if one is not None and one.dtype != model.dtype and source.scale is None:
                 low, high = model.value_range
@@ -118,7 +122,9 @@ class _Describe:
         labels = find_labels(source.labels, scene, names, self.codes)
         bands = scene.band_indexes(model.bands, source.bands)
         found = found_classes(source.labels, names, self.codes)
-        return TrainScene(self.number, ref, options, scene, stack, bands, labels, found, source.scale)
+        return TrainScene(
+            self.number, ref, options, scene, stack, bands, labels, found, source.scale, source.warp_stacks
+        )
 
 
 def hold_out(scenes: Sequence[TrainScene], share: float, *, seed: int) -> set[str]:

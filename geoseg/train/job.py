@@ -46,7 +46,7 @@ class TrainSource(SourceConfig):
 
     ``use``: to ``train`` on, to ``validate`` on, or ``split``: of its scenes the share ``hold_out`` is validated on, whole scenes,
     and those that share ground stay together. ``weight``: how often a chip comes from this source, as against the others.
-    ``bands``, ``scale``, ``nodata``, ``assume_crs`` and ``sidecar_mask`` are those of ``[predict]``.
+    ``bands``, ``scale``, ``nodata``, ``assume_crs``, ``sidecar_mask`` and ``warp_stacks`` are those of ``[predict]``.
     """
 
     use: Literal["train", "validate", "split"] = "train"
@@ -57,6 +57,7 @@ class TrainSource(SourceConfig):
     nodata: float | None = None
     assume_crs: str | None = None
     sidecar_mask: bool = False
+    warp_stacks: bool = False
 
     @model_validator(mode="after")
     def _share_of_a_split(self) -> TrainSource:
