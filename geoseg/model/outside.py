@@ -21,6 +21,7 @@ from geoseg.model.tiling import MAX_MARGIN
 
 _STRIDE = 32  # of five halvings, where the encoder does not say
 _SMALL = 1e-30
+_NEGLIGIBLE = 1e-3
 _LINEAR = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
@@ -151,3 +152,8 @@ def _draw_weights(module: nn.Module) -> None:
                 layer.bias.zero_()
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 (the base of those for 1, 2 and 3 axes)
             layer.reset_parameters()
+        elif not isinstance(layer, (nn.LayerNorm, nn.GroupNorm)):
+            # A scale of a layer's own, as that of ConvNeXt's blocks, begins so near zero that its branch would not be seen.
+            for weights in layer.parameters(recurse=False):
+                if weights.abs().max() < _NEGLIGIBLE:
+                    weights.fill_(1.0)
