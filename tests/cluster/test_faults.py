@@ -90,8 +90,8 @@ def test_no_window_is_lost_when_the_listing_of_windows_dies(asked: Path, bundle:
 def test_what_ends_its_process_every_time_fails_alone(read: str, asked: Path, bundle: Path, tmp_path: Path) -> None:
     for index, name in enumerate(["good0", "good1", "plan", "publish", "read"]):
         write_scene(tmp_path / "in" / f"{name}.tif", synthetic_image(1100, 1100, seed=index).pixels_bhw, nodata=0)
-    asked.write_text("{}")
-    predict(tmp_path / "in", tmp_path / "calm", bundle)
+    by_loop = {"bundle": str(bundle), "engine": "local", "window": 512}
+    geoseg.predict(str(tmp_path / "in"), str(tmp_path / "calm"), **by_loop)
     asked.write_text(json.dumps({"plan": ["plan"], "publish": ["publish"], "read": ["read/512/0", "read/1024/512"]}))
     report = predict(tmp_path / "in", tmp_path / "out", bundle, read=read)
     told = {scene.id: (scene.status, scene.sentence) for scene in report.scenes}
@@ -105,6 +105,5 @@ def test_what_ends_its_process_every_time_fails_alone(read: str, asked: Path, bu
     assert digests(tmp_path / "out") == {
         name: digest for name, digest in calm.items() if name.startswith(("good", "publish/mask", "publish/thumb"))
     }
-    asked.write_text("{}")
-    assert predict(tmp_path / "in", tmp_path / "out", bundle).exit_code == 0
+    assert geoseg.predict(str(tmp_path / "in"), str(tmp_path / "out"), **by_loop).exit_code == 0
     assert digests(tmp_path / "out") == calm

@@ -104,7 +104,6 @@ def train_workers(parent: int) -> list[int]:
 
 KILLS = (
     ("000-000000002", "worker"),
-    ("001-000000002", "worker"),
     ("001-000000004", "driver"),
 )
 
