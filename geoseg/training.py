@@ -21,7 +21,7 @@ from geoseg.model.variants import build
 from geoseg.predict.bundles import load_bundle, save_bundle
 from geoseg.predict.failure import Failure
 from geoseg.predict.mask import class_mask
-from geoseg.predict.plan import plan_scene
+from geoseg.predict.plan import NetworkSpec, plan_scene
 from geoseg.predict.predictor import Predictor, network_spec
 from geoseg.raster import store
 from geoseg.raster.raster import Raster
@@ -260,9 +260,8 @@ class Recorder:
             self._warned.add(sentence)
             self._tell("warned", sentence)
 
-    def kept(self, position: Position) -> None:
+    def kept(self) -> None:
         """See ``Observer``."""
-        del position
         self._log.write(self._plan.out)
 
     def exported(self, bundle: Bundle, name: str, stage: int) -> None:
@@ -320,6 +319,7 @@ def evaluate(prepared: Prepared, bundle: Bundle, group: Group, *, device: str) -
 def _evaluation_scenes(prepared: Prepared, bundle: Bundle) -> list[EvaluationScene]:
     """The validation scenes as they are read for a bundle."""
     scenes = []
+    specs: dict[PredictConfig, NetworkSpec] = {}  # each builds the network, and most scenes are read alike
     for scene in prepared.validate:
         config = PredictConfig(
             bands=tuple(band + 1 for band in scene.bands),
@@ -327,7 +327,9 @@ def _evaluation_scenes(prepared: Prepared, bundle: Bundle) -> list[EvaluationSce
             warp_stacks=scene.warp,
             **asdict(scene.options),
         )
-        plan = plan_scene(scene.ref, network_spec(bundle, config))
+        if config not in specs:
+            specs[config] = network_spec(bundle, config)
+        plan = plan_scene(scene.ref, specs[config])
         scenes.append(EvaluationScene(str(scene.source), plan, scene.labels, prepared.plan.codes, scene.found))
     return scenes
 

@@ -92,7 +92,7 @@ class Driver:
             published = ray.get(reference)
         except ray.exceptions.RayError as error:
             sentence = (
-                f"{plan.scene.id}: publishing ended the process it ran in: {_first_line(error)}; run again to try it"
+                f"{plan.scene.id}: publishing ended the process it ran in: {last_line(error)}; run again to try it"
             )
             published = Failure(sentence=sentence, again=True)
         if isinstance(published, Failure):
@@ -107,9 +107,10 @@ def _as_ours(error: BaseException) -> GeosegError:
         if isinstance(cause, GeosegError):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    return StopError(f"the Ray job failed: {_first_line(error)}")
+    return StopError(f"the Ray job failed: {last_line(error)}")
 
 
-def _first_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """What an error of Ray's says in the end: the cause, below the stack of the process it came from."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

@@ -19,6 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from geoseg.cluster.chips import STAGE, ChipData, feed_from_ray
+from geoseg.cluster.driver import last_line
 from geoseg.errors import ConfigError, GeosegError, StopError, StoreError, stop_error
 from geoseg.train.chips import TrainScene
 from geoseg.train.index import CellTable
@@ -89,7 +90,7 @@ def train_on_cluster(prepared: Prepared, cluster: TrainClusterConfig, tell: Tell
         raise StoreError(sentence) if kind == StoreError.__name__ else stop_error(kind, sentence)
     if failure is not None:
         raise StopError(
-            f"training on Ray failed: {_last_line(failure)}; the same command goes on from the last checkpoint"
+            f"training on Ray failed: {last_line(failure)}; the same command goes on from the last checkpoint"
         )
 
 
@@ -192,8 +193,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

@@ -87,8 +87,8 @@ class Observer(Protocol):
         """Something went wrong that does not end training."""
         ...
 
-    def kept(self, position: Position) -> None:
-        """A checkpoint is about to be put for this position; what was told until now counts."""
+    def kept(self) -> None:
+        """A checkpoint is about to be put; what was told until now counts."""
         ...
 
     def exported(self, bundle: Bundle, name: str, stage: int) -> None:
@@ -341,7 +341,7 @@ class Trainer:
             return
         tensors = {f"network.{name}": tensor for name, tensor in self._network.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
-        self._observer.kept(self._position)
+        self._observer.kept()
         save_checkpoint(self._plan.out, Checkpoint(self._position, tensors | optimizer_tensors(self._optimizer)))
 
 
