@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +16,15 @@ from geoseg.raster import store
 from geoseg.train.checkpoint import Position
 from geoseg.train.feed import feed_from_threads
 from geoseg.train.job import TrainClusterConfig, TrainJob
-from geoseg.train.log import MetricsLog, Record
+from geoseg.train.log import MetricsLog
 from geoseg.train.loop import Group
 from geoseg.train.progress import StageWork, TrainProgress
 from geoseg.train.report import chips_png, curves_png
 from geoseg.training import (
     Prepared,
     bundle_uri,
+    calibrate,
+    evaluate,
     example_chips,
     keep_tables_in_threads,
     prepare,
@@ -35,12 +37,14 @@ class TrainingReport:
     """What came of a training: where its bundle and pictures are, the last scores, and what it took."""
 
     bundle: str
+    temperature: float
+    thresholds: tuple[tuple[str, float], ...]
     curves: str
     chips: str
     steps: int
     seconds: float
     gflop: float
-    scores: Record
+    scores: Mapping[str, int | float | str | None]
     waiting: float
 
     def lines(self) -> list[str]:
@@ -50,9 +54,11 @@ class TrainingReport:
             for name, value in self.scores.items()
             if name.startswith("iou/") and isinstance(value, float)
         )
+        thresholds = ", ".join(f"{name} {value:.3f}" for name, value in self.thresholds)
         return [
             f"{self.steps} steps in {self.seconds:.1f} s, {self.gflop / 1e3:.1f} TFLOP, {self.waiting:.1%} of it waiting for chips",
             *([f"IoU      {scores} (on the validation scenes)"] if scores else []),
+            *([f"fitted   temperature {self.temperature:g}, thresholds {thresholds}"] if self.thresholds else []),
             f"bundle   {self.bundle}",
             f"curves   {self.curves}",
             f"chips    {self.chips}",
@@ -79,7 +85,7 @@ def run_training(job: TrainJob, *, warn: Callable[[str], None], quiet: bool = Fa
                 device=default_device(),
             )
         shown.end()
-        return _finish(prepared)
+        return _finish(prepared, calibrated=job.calibrate and bool(prepared.validate))
 
 
 def _engine(cluster: TrainClusterConfig) -> str:
@@ -126,11 +132,15 @@ def _plain(value: Any) -> Any:
     return value.model_dump(mode="json")
 
 
-def _finish(prepared: Prepared) -> TrainingReport:
-    """Put out the bundle, the best of the last stage, and the pictures."""
+def _finish(prepared: Prepared, *, calibrated: bool) -> TrainingReport:
+    """Put out the bundle, the best of the last stage, on request calibrated, and the pictures."""
     plan = prepared.plan
     last = len(plan.stages) - 1
     bundle = load_bundle(bundle_uri(plan.out, last, "best" if prepared.validate else "last"))
+    scores: Mapping[str, int | float | str | None] = {}
+    if calibrated:
+        bundle = calibrate(prepared, bundle, device=default_device())
+        scores = evaluate(prepared, bundle, Group(), device=default_device())
     report_uris = {name: store.join(plan.out, f"{name}.png") for name in ("curves", "chips")}
     target = store.join(plan.out, "bundle")
     save_bundle(bundle, target)
@@ -139,25 +149,23 @@ def _finish(prepared: Prepared) -> TrainingReport:
     chips = example_chips(prepared, bundle, device=default_device())
     store.write(report_uris["chips"], chips_png(chips, plan.description.classes, plan.codes))
     steps = [record for record in records if record["kind"] == "train"]
-    looks = [record for record in records if record["kind"] == "validate"]
+    of_last = [record for record in records if record["kind"] == "validate" and record["stage"] == last]
     waited = sum(_number(record, "waited_s") for record in steps)
     return TrainingReport(
         bundle=target,
+        temperature=bundle.description.temperature,
+        thresholds=tuple((one.name, one.threshold) for one in bundle.description.classes[1:]) if calibrated else (),
         curves=report_uris["curves"],
         chips=report_uris["chips"],
         steps=len(steps),
         seconds=_number(steps[-1], "seconds"),
         gflop=_number(steps[-1], "gflop"),
-        scores=max(
-            (record for record in looks if record["stage"] == last),
-            key=lambda record: _number(record, "score"),
-            default={},
-        ),
+        scores=scores or max(of_last, key=lambda record: _number(record, "score"), default={}),
         waiting=waited / max(1e-9, _number(steps[-1], "seconds")),
     )
 
 
-def _number(record: Record, name: str) -> float:
+def _number(record: Mapping[str, int | float | str | None], name: str) -> float:
     value = record.get(name)
     return float(value) if isinstance(value, (int, float)) else 0.0
 
@@ -197,7 +205,7 @@ class _Shown:
                 progress.stage_started(self._stage, steps_done=what["stage_step"] - 1)
             progress.step_done(what["loss"], num_chips=self._chips[self._stage], waited_s=what["waited_s"])
         else:
-            iou = {name.removeprefix("iou/"): value for name, value in what.items() if name.startswith("iou/")}
+            iou = {name.removeprefix("iou/"): value for name, value in what.items() if name.count("/") == 1}
             progress.validated(iou)
 
     def _resumed(self, position: Position, progress: TrainProgress) -> None:

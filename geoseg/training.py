@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 
 from geoseg.config import PredictConfig
 from geoseg.errors import ConfigError, SceneError, StopError
+from geoseg.evaluate.calibrate import calibrated
 from geoseg.evaluate.judge import EvaluationScene, evaluate_scenes
 from geoseg.model.bundle import Bundle
 from geoseg.model.description import BundleDescription
@@ -51,9 +53,10 @@ Tell = Callable[[str, Any], None]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A plan, the scenes it is validated on, and sentences for the user on what is left out or has no effect."""
+    """A plan, the scenes it is validated on, the names of the job's sources, and sentences on what is left out or has no effect."""
 
     plan: TrainPlan
+    sources: tuple[str, ...]
     validate: tuple[TrainScene, ...]
     warnings: tuple[str, ...]
 
@@ -122,7 +125,7 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
         *warnings_of(job.stage, stages, has_validation=bool(found.validate)),
         *_costly_stages(plan),
     ]
-    return Prepared(plan, found.validate, tuple(told))
+    return Prepared(plan, tuple(source.name for source in job.source), found.validate, tuple(told))
 
 
 def _tables(
@@ -292,33 +295,50 @@ def train_share(prepared: Prepared, feed: Feed, tell: Tell, *, group: Group, dev
 def evaluate(prepared: Prepared, bundle: Bundle, group: Group, *, device: str) -> dict[str, float]:
     """The scores of a bundle on the validation scenes, read as ``geoseg predict`` reads them; the workers share the windows.
 
-    ``iou/<class>`` over all scenes, NaN for a class without any labelled pixel; ``score`` is the mean of those of classes that are
-    not background. Raises StopError, on all workers, when a scene cannot be read.
+    ``iou/<class>`` over all scenes, NaN for a class without any labelled pixel, and where there are several sources
+    ``iou/<class>/<source>``. ``score`` is the mean IoU over classes that are not background and the sources that label them, so
+    that no source decides alone. Raises StopError, on all workers, when a scene cannot be read.
     """
-    predictor = Predictor(bundle, PredictConfig(), device=device)
-    scenes = _evaluation_scenes(prepared, bundle)
-    tallies = evaluate_scenes(predictor, scenes, share=(group.rank, group.world), quick=True)
+    groups = _as_predicted(prepared, bundle, device)
+    scenes = [scene for _, each in groups for scene in each]
+    tallies = [
+        tally
+        for predictor, each in groups
+        for tally in evaluate_scenes(predictor, each, share=(group.rank, group.world), quick=True)
+    ]
     failures = [tally for tally in tallies if isinstance(tally, Failure)]
-    counts = sum(
-        (tally.counts for tally in tallies if not isinstance(tally, Failure)),
-        Counts.zero(len(bundle.description.classes)),
-    )
-    vector = torch.from_numpy(np.append(counts.to_vector(), len(failures))).to(device)
-    *numbers, num_failed = group.sum(vector).tolist()
-    if num_failed:
+    by_source = {scene.source: Counts.zero(len(bundle.description.classes)) for scene in scenes}
+    for scene, tally in zip(scenes, tallies, strict=True):
+        if not isinstance(tally, Failure):
+            by_source[scene.source] += tally.counts
+    vector = np.stack([np.append(counts.to_vector(), len(failures)) for counts in by_source.values()])
+    summed = group.sum(torch.from_numpy(vector).to(device)).cpu().numpy()
+    if summed[:, -1].any():
         sentence = failures[0].sentence if failures else "another worker could not read its part"
         raise StopError(
             f"a validation scene cannot be evaluated: {sentence}; the same command goes on from the last checkpoint"
         )
-    counts = Counts.from_vector(np.array(numbers, np.int64))
+    counted = [Counts.from_vector(row[:-1]) for row in summed]
     names = [one.name for one in bundle.description.classes]
-    scores = {f"iou/{name}": one.iou for name, one in zip(names, class_scores(counts), strict=True)}
-    return {"score": mean_iou(counts), **scores}
+    pooled = class_scores(sum(counted[1:], counted[0]))
+    told = {f"iou/{name}": one.iou for name, one in zip(names, pooled, strict=True)}
+    if len(counted) > 1:
+        for source, counts in zip(by_source, counted, strict=True):
+            ious = [one.iou for one in class_scores(counts)]
+            each = zip(names[1:], ious[1:], strict=True)
+            told |= {f"iou/{name}/{source}": iou for name, iou in each if not math.isnan(iou)}
+    return {"score": mean_iou(counted), **told}
 
 
-def _evaluation_scenes(prepared: Prepared, bundle: Bundle) -> list[EvaluationScene]:
-    """The validation scenes as they are read for a bundle."""
-    scenes = []
+def calibrate(prepared: Prepared, bundle: Bundle, *, device: str) -> Bundle:
+    """The bundle with the temperature and the thresholds that fit the validation scenes. Raises SceneError, StoreError."""
+    return calibrated(bundle, _as_predicted(prepared, bundle, device))
+
+
+def _as_predicted(prepared: Prepared, bundle: Bundle, device: str) -> list[tuple[Predictor, list[EvaluationScene]]]:
+    """The validation scenes as they are read for a bundle, with the predictor for those whose raw values mean the same."""
+    by_scale: dict[tuple[float, float] | None, list[EvaluationScene]] = {}
+    codes = prepared.plan.codes
     specs: dict[PredictConfig, NetworkSpec] = {}  # each builds the network, and most scenes are read alike
     for scene in prepared.validate:
         config = PredictConfig(
@@ -330,8 +350,11 @@ def _evaluation_scenes(prepared: Prepared, bundle: Bundle) -> list[EvaluationSce
         if config not in specs:
             specs[config] = network_spec(bundle, config)
         plan = plan_scene(scene.ref, specs[config])
-        scenes.append(EvaluationScene(str(scene.source), plan, scene.labels, prepared.plan.codes, scene.found))
-    return scenes
+        scenes = by_scale.setdefault(scene.scale, [])
+        scenes.append(EvaluationScene(prepared.sources[scene.source], plan, scene.labels, codes, scene.found))
+    return [
+        (Predictor(bundle, PredictConfig(scale=scale), device=device), scenes) for scale, scenes in by_scale.items()
+    ]
 
 
 def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[ExampleChip]:
@@ -363,7 +386,7 @@ def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[Ex
         core = slice(margin, margin + side), slice(margin, margin + side)
         around = Raster(chip.pixels, chip.valid)
         valid = around.valid_at_all[core]
-        mask = class_mask(predictor.core_logits([around])[0], valid)
+        mask = class_mask(predictor.core_logits([around])[0], valid, bundle.description)
         if mask is not None:
             examples.append(ExampleChip(chip.pixels[:num_bands, core[0], core[1]], valid, chip.labels, mask))
     return examples

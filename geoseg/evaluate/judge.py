@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from geoseg.errors import SceneReadError
 from geoseg.predict.failure import Failure, attempt
@@ -93,6 +94,17 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True)
+class SeenWindow:
+    """A window's labels (row, col) and what the network says of its pixels: logits (class, row, col) and which have data."""
+
+    labels_hw: NDArray[np.uint8]
+    logits_chw: Tensor
+    valid_hw: NDArray[np.bool_]
+    around: Raster
+    around_off: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class JudgedWindow:
     """A window's mask and labels (row, col), the tally, and what the network saw: a core's pixels and its place."""
 
@@ -125,25 +137,37 @@ class Judge:
             if judged is not None:
                 yield judged
 
+    def see(self, scene: EvaluationScene, window: Window, *, unlabelled: bool = False) -> SeenWindow | None:
+        """What the network says of a window; None when there is no pixel or, unless ``unlabelled`` ones are wanted, no label.
+
+        Raises SceneError, StoreError.
+        """
+        plan, stitching = scene.plan, scene.plan.stitching
+        labels_hw = scene.labels.read(scene.own_grid, window)
+        if not unlabelled and (labels_hw == UNLABELLED).all():
+            return None
+        around, valid_hw = read_window(plan, self.reader(plan), window)
+        if around is None:
+            return None
+        at, margin = stitching.core(window), stitching.margin
+        logits_chw = to_scene_pixels(self._predictor.cores([around])[0][0], stitching, at, window)
+        return SeenWindow(labels_hw, logits_chw, valid_hw, around, (at.row_off - margin, at.col_off - margin))
+
     def _window(self, scene: EvaluationScene, window: Window, *, quick: bool) -> JudgedWindow | None:
         plan, codes, stitching = scene.plan, scene.codes, scene.plan.stitching
         # Cores on the scene's own pixels begin on multiples of the stride.
         halo = 0 if quick else -(-HALO // stitching.stride) * stitching.stride
         grown = _clipped(window.grown(halo), stitching.scene_shape)
-        labels_hw = scene.labels.read(scene.own_grid, grown)
-        if quick and (labels_hw == UNLABELLED).all():
+        seen = self.see(scene, grown, unlabelled=not quick)
+        if seen is None:
             return None
-        around, valid_hw = read_window(plan, self.reader(plan), grown)
-        if around is None:
-            return None
-        at = stitching.core(grown)
-        logits_chw = to_scene_pixels(self._predictor.cores([around])[0][0], stitching, at, grown)
-        mask_hw = class_mask(logits_chw, valid_hw)
+        labels_hw, description = seen.labels_hw, self._predictor.description
+        mask_hw = class_mask(seen.logits_chw, seen.valid_hw, description)
         if mask_hw is None:
             raise SceneReadError(f"{plan.scene.id}: the network answered with numbers that are not finite at {grown}")
         top, left = window.row_off - grown.row_off, window.col_off - grown.col_off
         core = slice(top, top + window.height), slice(left, left + window.width)
-        steps_chw = class_probabilities(logits_chw, valid_hw)
+        steps_chw = class_probabilities(seen.logits_chw, seen.valid_hw, description)
         counts = count_window(mask_hw, labels_hw, codes, core=core, steps_chw=steps_chw, quick=quick)
         counts = counts.only(scene.labelled)
         mask_hw, labels_hw = mask_hw[core], labels_hw[core]
@@ -153,15 +177,7 @@ class Judge:
             else Objects.none()
             for value in range(1, 1 if quick else codes.num_classes)
         ]
-        margin = stitching.margin
-        return JudgedWindow(
-            window,
-            mask_hw,
-            labels_hw,
-            Tally(counts, tuple(objects)),
-            around,
-            (at.row_off - margin, at.col_off - margin),
-        )
+        return JudgedWindow(window, mask_hw, labels_hw, Tally(counts, tuple(objects)), seen.around, seen.around_off)
 
 
 def _clipped(window: Window, shape: tuple[int, int]) -> Window:

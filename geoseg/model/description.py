@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, field_validator, model_validator
 
 from geoseg.model.normalize import Normalization
 
+EVEN_THRESHOLD = 0.5
 _NOT_FOR_OPTIONS = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 
 
@@ -73,10 +75,17 @@ Variant = Annotated[Annotated[UNetVariant, Tag("own")] | Annotated[OutsideVarian
 
 
 class ClassName(Frozen):
-    """One class of the mask: its value is its place in the list."""
+    """One class of the mask: its value is its place in the list.
+
+    ``threshold``: what the class's share of its own and the first class's probability must reach for a pixel to be of the class
+    rather than of the first; at 0.5 for all, each pixel has its most probable class.
+    """
 
     name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]+$")]  # what STAC's classification extension allows
     color: tuple[int, int, int]
+    threshold: Annotated[FiniteFloat, Field(gt=0, lt=1, exclude_if=lambda value: value == EVEN_THRESHOLD)] = (
+        EVEN_THRESHOLD
+    )
 
 
 class BundleDescription(Frozen):
@@ -85,6 +94,7 @@ class BundleDescription(Frozen):
     ``resolution_m`` is the size of a pixel on the ground in metres that the network was trained at; None takes any.
     ``dates``: how many dates, of each of which it takes the bands; more than one for a stack's network.
     ``value_range`` is the range of raw values that the training imagery could take (0 to 255 for 8-bit imagery).
+    ``temperature`` divides logits before they become probabilities (Guo et al. 2017, arXiv:1706.04599).
     """
 
     format: Literal["geoseg-bundle/1"] = "geoseg-bundle/1"
@@ -98,6 +108,7 @@ class BundleDescription(Frozen):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[ClassName, ...]
+    temperature: Annotated[FiniteFloat, Field(gt=0, exclude_if=lambda value: value == 1)] = 1.0
     origin: str
 
     @model_validator(mode="after")
@@ -110,6 +121,8 @@ class BundleDescription(Frozen):
             )
         if not 2 <= len(self.classes) <= 254:
             raise ValueError(f"a mask has 2 to 254 classes, got {len(self.classes)}")
+        if self.classes[0].threshold != EVEN_THRESHOLD:
+            raise ValueError(f"the first class has no threshold of its own, got {self.classes[0].threshold}")
         if self.value_range[0] >= self.value_range[1]:
             raise ValueError(f"value_range must rise, got {self.value_range}")
         return self
@@ -118,6 +131,16 @@ class BundleDescription(Frozen):
     def num_channels(self) -> int:
         """Channels of the network's input: the bands, of a stack those of all dates and a validity for each."""
         return len(self.bands) if self.dates == 1 else self.dates * (len(self.bands) + 1)
+
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """What is added to each class's logits before the largest decides, so that thresholds hold.
+
+        At a threshold t the class is as good as the first one when p / (p + p0) = t, so when its logit is lower by
+        temperature * log((1 - t) / t).
+        """
+        odds = [(1 - one.threshold) / one.threshold for one in self.classes]
+        return tuple(self.temperature * math.log(one) for one in odds)
 
     @property
     def normalization(self) -> Normalization:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from geoseg.model.description import BundleDescription
 from geoseg.predict.stitch import Stitching
 from geoseg.raster.cog import NODATA
 from geoseg.raster.window import Window
@@ -39,11 +40,15 @@ def to_scene_pixels(logits_chw: Tensor, stitching: Stitching, core: Window, writ
     return logits_chw
 
 
-def class_mask(logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8] | None:
-    """The class of each pixel (uint8, row, col), the first of equals; 255 where ``valid_hw`` is False.
+def class_mask(
+    logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_], description: BundleDescription
+) -> npt.NDArray[np.uint8] | None:
+    """The class of each pixel (uint8, row, col) by the bundle's thresholds, the first of equals; 255 where ``valid_hw`` is False.
 
     None when a winning logit is not finite, and so no class can be told.
     """
+    if any(description.offsets):
+        logits_chw = logits_chw + torch.tensor(description.offsets, device=logits_chw.device)[:, None, None]
     best = logits_chw.max(0)
     if not bool(best.values.sum(dtype=torch.float64).isfinite()):
         return None
@@ -56,7 +61,11 @@ def count_classes(mask_hw: npt.NDArray[np.uint8], num_classes: int) -> list[int]
     return [int(np.count_nonzero(mask_hw == value)) for value in range(num_classes)]
 
 
-def class_probabilities(logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """Softmax in steps of 1/254 (uint8, class, row, col); 255 where ``valid_hw`` is False."""
+def class_probabilities(
+    logits_chw: Tensor, valid_hw: npt.NDArray[np.bool_], description: BundleDescription
+) -> npt.NDArray[np.uint8]:
+    """Softmax at the bundle's temperature in steps of 1/254 (uint8, class, row, col); 255 where ``valid_hw`` is False."""
+    if description.temperature != 1:
+        logits_chw = logits_chw / description.temperature
     steps = (logits_chw.softmax(0) * PROBABILITY_STEPS).round_().to(torch.uint8).cpu().numpy()
     return np.where(valid_hw[None], steps, np.uint8(NODATA))

@@ -34,7 +34,7 @@ class Predictor:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         self.device = torch.device(device)
-        description = bundle.description
+        self.description = description = bundle.description
         self.normalization = description.normalization
         if config.scale is not None:
             self.normalization = self.normalization.rescaled(config.scale, description.value_range)

@@ -95,8 +95,10 @@ class Worker:
         for (task, read), (logits_chw, differ_ahw) in zip(batch, cores, strict=True):
             stitching, core = task.plan.stitching, task.plan.stitching.core(task.window)
             placed = to_scene_pixels(logits_chw, stitching, core, task.window)
-            mask = class_mask(placed, read.valid)
-            chances = class_probabilities(placed, read.valid) if self.run_spec.config.probabilities else None
+            mask = class_mask(placed, read.valid, self.run_spec.description)
+            chances = None
+            if self.run_spec.config.probabilities:
+                chances = class_probabilities(placed, read.valid, self.run_spec.description)
             seams = None
             if differ_ahw is not None and self.predictor.tiling is not None:
                 seams = count_seams(differ_ahw, self.predictor.tiling, stitching, core, task.window, read.valid)

@@ -106,7 +106,8 @@ class TrainClusterConfig(Section):
 class TrainJob(Section):
     """A whole training. ``source`` and ``stage`` stand as ``[[source]]`` and ``[[stage]]`` in TOML.
 
-    ``seed`` decides the first weights and all chips. ``checkpoint_every``: steps between checkpoints.
+    ``seed`` decides the first weights and all chips. ``checkpoint_every``: steps between checkpoints. ``calibrate``: at the end fit
+    the bundle's temperature and its thresholds to the validation scenes.
     """
 
     out: str
@@ -117,6 +118,7 @@ class TrainJob(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     cluster: TrainClusterConfig = TrainClusterConfig()
     checkpoint_every: _Count = 200
+    calibrate: bool = True
 
     @model_validator(mode="after")
     def _has_something_to_learn(self) -> TrainJob:

@@ -10,7 +10,7 @@ Legend of axes: c classes, h rows, w columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,9 +128,9 @@ def class_scores(counts: Counts) -> tuple[ClassScores, ...]:
     return tuple(_scores(dict(zip(_COLUMNS, row.tolist(), strict=True)), bins) for row, bins in _rows(counts))
 
 
-def mean_iou(counts: Counts) -> float:
-    """The mean IoU of the classes that mask or truth have; NaN when there are none."""
-    each = [one.iou for one in class_scores(counts) if not math.isnan(one.iou)]
+def mean_iou(sources: Iterable[Counts]) -> float:
+    """The mean IoU over sources and those classes but the first (background) that mask or truth have; NaN without any."""
+    each = [one.iou for counts in sources for one in class_scores(counts)[1:] if not math.isnan(one.iou)]
     return sum(each) / len(each) if each else math.nan
 
 

@@ -173,9 +173,15 @@ def test_scores_are_those_of_the_papers_on_shapes_whose_areas_are_known() -> Non
         for left in (10, 14)
     ]
     assert_allclose(one.boundary_iou, rings[0].intersection(rings[1]).area / unary_union(rings).area, rtol=1e-12)
-    assert mean_iou(count(mask, labels, np.zeros((2, 40, 40), np.uint8), LabelCodes(2))) == pytest.approx(
-        (320 / 480 + (1600 - 480) / (1600 - 320)) / 2
-    )
+
+
+def test_the_mean_is_over_sources_and_classes_but_background() -> None:
+    labels, mask = np.zeros((40, 40), np.uint8), np.zeros((40, 40), np.uint8)
+    labels[10:30, 10:30] = mask[10:30, 14:34] = 1
+    both, chances = LabelCodes(3), np.zeros((3, 40, 40), np.uint8)
+    one, other = count(mask, labels, chances, both), count(labels, labels, chances, both)
+    assert mean_iou([one]) == 320 / 480
+    assert mean_iou([one, other]) == (320 / 480 + 1) / 2
 
 
 def test_scores_of_nothing_are_not_numbers() -> None:
@@ -183,7 +189,7 @@ def test_scores_of_nothing_are_not_numbers() -> None:
     assert math.isnan(scores[1].iou)
     assert math.isnan(scores[1].object_f1)
     assert math.isnan(scores[1].ece)
-    assert math.isnan(mean_iou(Counts.zero(2)))
+    assert math.isnan(mean_iou([Counts.zero(2)]))
 
 
 def test_a_calibrated_network_has_no_calibration_error_and_a_sure_one_errs_by_what_it_is_wrong() -> None:
