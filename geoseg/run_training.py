@@ -22,9 +22,8 @@ from geoseg.train.progress import StageWork, TrainProgress
 from geoseg.train.report import chips_png, curves_png
 from geoseg.training import (
     Prepared,
+    Validation,
     bundle_uri,
-    calibrate,
-    evaluate,
     example_chips,
     keep_tables_in_threads,
     prepare,
@@ -139,8 +138,9 @@ def _finish(prepared: Prepared, *, calibrated: bool) -> TrainingReport:
     bundle = load_bundle(bundle_uri(plan.out, last, "best" if prepared.validate else "last"))
     scores: Mapping[str, int | float | str | None] = {}
     if calibrated:
-        bundle = calibrate(prepared, bundle, device=default_device())
-        scores = evaluate(prepared, bundle, Group(), device=default_device())
+        validation = Validation(prepared, device=default_device())
+        bundle = validation.calibrated(bundle)
+        scores = validation.scores(bundle, Group())
     report_uris = {name: store.join(plan.out, f"{name}.png") for name in ("curves", "chips")}
     target = store.join(plan.out, "bundle")
     save_bundle(bundle, target)

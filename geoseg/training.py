@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -288,73 +287,88 @@ def train_share(prepared: Prepared, feed: Feed, tell: Tell, *, group: Group, dev
         group=group,
         device=device,
         start=load_bundle(plan.start) if plan.start is not None else None,
-        evaluate=partial(evaluate, prepared, device=device) if prepared.validate else None,
+        evaluate=Validation(prepared, device=device).scores if prepared.validate else None,
     ).run()
 
 
-def evaluate(prepared: Prepared, bundle: Bundle, group: Group, *, device: str) -> dict[str, float]:
-    """The scores of a bundle on the validation scenes, read as ``geoseg predict`` reads them; the workers share the windows.
-
-    ``iou/<class>`` over all scenes, NaN for a class without any labelled pixel, and where there are several sources
-    ``iou/<class>/<source>``. ``score`` is the mean IoU over classes that are not background and the sources that label them, so
-    that no source decides alone. Raises StopError, on all workers, when a scene cannot be read.
-    """
-    groups = _as_predicted(prepared, bundle, device)
-    scenes = [scene for _, each in groups for scene in each]
-    tallies = [
-        tally
-        for predictor, each in groups
-        for tally in evaluate_scenes(predictor, each, share=(group.rank, group.world), quick=True)
-    ]
-    failures = [tally for tally in tallies if isinstance(tally, Failure)]
-    by_source = {scene.source: Counts.zero(len(bundle.description.classes)) for scene in scenes}
-    for scene, tally in zip(scenes, tallies, strict=True):
-        if not isinstance(tally, Failure):
-            by_source[scene.source] += tally.counts
-    vector = np.stack([np.append(counts.to_vector(), len(failures)) for counts in by_source.values()])
-    summed = group.sum(torch.from_numpy(vector).to(device)).cpu().numpy()
-    if summed[:, -1].any():
-        sentence = failures[0].sentence if failures else "another worker could not read its part"
-        raise StopError(
-            f"a validation scene cannot be evaluated: {sentence}; the same command goes on from the last checkpoint"
-        )
-    counted = [Counts.from_vector(row[:-1]) for row in summed]
-    names = [one.name for one in bundle.description.classes]
-    pooled = class_scores(sum(counted[1:], counted[0]))
-    told = {f"iou/{name}": one.iou for name, one in zip(names, pooled, strict=True)}
-    if len(counted) > 1:
-        for source, counts in zip(by_source, counted, strict=True):
-            ious = [one.iou for one in class_scores(counts)]
-            each = zip(names[1:], ious[1:], strict=True)
-            told |= {f"iou/{name}/{source}": iou for name, iou in each if not math.isnan(iou)}
-    return {"score": mean_iou(counted), **told}
+_ByScale = dict[tuple[float, float] | None, list[EvaluationScene]]
 
 
-def calibrate(prepared: Prepared, bundle: Bundle, *, device: str) -> Bundle:
-    """The bundle with the temperature and the thresholds that fit the validation scenes. Raises SceneError, StoreError."""
-    return calibrated(bundle, _as_predicted(prepared, bundle, device))
+class Validation:
+    """The validation scenes of a training, read as ``geoseg predict`` reads them, planned once for each resolution."""
 
+    def __init__(self, prepared: Prepared, *, device: str) -> None:
+        self._prepared, self._device = prepared, device
+        self._planned: dict[float | None, _ByScale] = {}
 
-def _as_predicted(prepared: Prepared, bundle: Bundle, device: str) -> list[tuple[Predictor, list[EvaluationScene]]]:
-    """The validation scenes as they are read for a bundle, with the predictor for those whose raw values mean the same."""
-    by_scale: dict[tuple[float, float] | None, list[EvaluationScene]] = {}
-    codes = prepared.plan.codes
-    specs: dict[PredictConfig, NetworkSpec] = {}  # each builds the network, and most scenes are read alike
-    for scene in prepared.validate:
-        config = PredictConfig(
-            bands=tuple(band + 1 for band in scene.bands),
-            scale=scene.scale,
-            warp_stacks=scene.warp,
-            **asdict(scene.options),
-        )
-        if config not in specs:
-            specs[config] = network_spec(bundle, config)
-        plan = plan_scene(scene.ref, specs[config])
-        scenes = by_scale.setdefault(scene.scale, [])
-        scenes.append(EvaluationScene(prepared.sources[scene.source], plan, scene.labels, codes, scene.found))
-    return [
-        (Predictor(bundle, PredictConfig(scale=scale), device=device), scenes) for scale, scenes in by_scale.items()
-    ]
+    def scores(self, bundle: Bundle, group: Group) -> dict[str, float]:
+        """The scores of a bundle of the training's network; the workers of the group share the windows.
+
+        ``iou/<class>`` over all scenes, NaN for a class without any labelled pixel, and where there are several sources
+        ``iou/<class>/<source>``. ``score`` is the mean IoU over classes that are not background and the sources that label
+        them, so that no source decides alone. Raises StopError, on all workers, when a scene cannot be read.
+        """
+        groups = self._as_predicted(bundle)
+        scenes = [scene for _, each in groups for scene in each]
+        tallies = [
+            tally
+            for predictor, each in groups
+            for tally in evaluate_scenes(predictor, each, share=(group.rank, group.world), quick=True)
+        ]
+        failures = [tally for tally in tallies if isinstance(tally, Failure)]
+        by_source = {scene.source: Counts.zero(len(bundle.description.classes)) for scene in scenes}
+        for scene, tally in zip(scenes, tallies, strict=True):
+            if not isinstance(tally, Failure):
+                by_source[scene.source] += tally.counts
+        vector = np.stack([np.append(counts.to_vector(), len(failures)) for counts in by_source.values()])
+        summed = group.sum(torch.from_numpy(vector).to(self._device)).cpu().numpy()
+        if summed[:, -1].any():
+            sentence = failures[0].sentence if failures else "another worker could not read its part"
+            raise StopError(
+                f"a validation scene cannot be evaluated: {sentence}; the same command goes on from the last checkpoint"
+            )
+        counted = [Counts.from_vector(row[:-1]) for row in summed]
+        names = [one.name for one in bundle.description.classes]
+        pooled = class_scores(sum(counted[1:], counted[0]))
+        told = {f"iou/{name}": one.iou for name, one in zip(names, pooled, strict=True)}
+        if len(counted) > 1:
+            for source, counts in zip(by_source, counted, strict=True):
+                ious = [one.iou for one in class_scores(counts)]
+                each = zip(names[1:], ious[1:], strict=True)
+                told |= {f"iou/{name}/{source}": iou for name, iou in each if not math.isnan(iou)}
+        return {"score": mean_iou(counted), **told}
+
+    def calibrated(self, bundle: Bundle) -> Bundle:
+        """The bundle with the temperature and the thresholds that fit the scenes. Raises SceneError, StoreError."""
+        return calibrated(bundle, self._as_predicted(bundle))
+
+    def _as_predicted(self, bundle: Bundle) -> list[tuple[Predictor, list[EvaluationScene]]]:
+        """The scenes, with the predictor for those whose raw values mean the same."""
+        resolution_m = bundle.description.resolution_m
+        if resolution_m not in self._planned:
+            self._planned[resolution_m] = self._plan(bundle)
+        return [
+            (Predictor(bundle, PredictConfig(scale=scale), device=self._device), scenes)
+            for scale, scenes in self._planned[resolution_m].items()
+        ]
+
+    def _plan(self, bundle: Bundle) -> _ByScale:
+        by_scale: _ByScale = {}
+        prepared = self._prepared
+        specs: dict[PredictConfig, NetworkSpec] = {}  # each builds the network, and most scenes are read alike
+        for scene in prepared.validate:
+            config = PredictConfig(
+                bands=tuple(band + 1 for band in scene.bands),
+                scale=scene.scale,
+                warp_stacks=scene.warp,
+                **asdict(scene.options),
+            )
+            if config not in specs:
+                specs[config] = network_spec(bundle, config)
+            plan = plan_scene(scene.ref, specs[config])
+            one = EvaluationScene(prepared.sources[scene.source], plan, scene.labels, prepared.plan.codes, scene.found)
+            by_scale.setdefault(scene.scale, []).append(one)
+        return by_scale
 
 
 def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[ExampleChip]:

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from geoseg.errors import ConfigError, StopError, StoreError
 from geoseg.predict.bundles import load_bundle
+from geoseg.predict.plan import NetworkSpec, ScenePlan, plan_scene
+from geoseg.raster.scene import SceneRef
 from geoseg.train import checkpoint as checkpoints
 from geoseg.train.feed import ChipBatch, feed_from_threads, passes_of
 from geoseg.train.job import TrainJob
@@ -197,7 +199,7 @@ def test_a_stage_ends_when_its_score_stands_still(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.3, 0.5, 0.5, 0.4, 0.9])
-    monkeypatch.setattr("geoseg.training.evaluate", lambda *_, **__: {"score": next(scores)})
+    monkeypatch.setattr("geoseg.training.Validation.scores", lambda *_: {"score": next(scores)})
     stage = {
         "chip": 32,
         "steps": 20,
@@ -209,6 +211,22 @@ def test_a_stage_ends_when_its_score_stands_still(
     out = train(training(folder, tmp_path, stage=[stage]))
     assert len(losses(out)) == 8
     assert largest_difference(weights(out, "stage-1/best"), weights(out, "stage-1/last")) > 0
+
+
+def test_validation_scenes_are_planned_once_for_each_resolution(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def plan(ref: SceneRef, spec: NetworkSpec) -> ScenePlan:
+        planned.append(spec.description.resolution_m)
+        return plan_scene(ref, spec)
+
+    monkeypatch.setattr("geoseg.training.plan_scene", plan)
+    out = train(training(folder, tmp_path))
+    told = [one for one in MetricsLog.load(str(out), up_to=(9, 99)).records if one["kind"] == "validate"]
+    assert [one["resolution_m"] for one in told] == [1.0, 1.0, 0.5]
+    assert planned == [1.0, 0.5]
 
 
 def test_a_training_begins_with_the_weights_of_a_bundle(folder: Path, tmp_path: Path, undisturbed: Path) -> None:
