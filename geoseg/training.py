@@ -117,14 +117,16 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
     )
     plan = replace(plan, settings=_digest(plan, found.validate, start))
     remarks = [f"{scene.scene.id}: {remark}" for scene in (*scenes, *found.validate) for remark in scene.labels.remarks]
+    sources = tuple(source.name for source in job.source)
     told = [
         *found.skipped,
         *unreadable,
         *remarks,
         *warnings_of(job.stage, stages, has_validation=bool(found.validate)),
+        *_stages_without_instances(plan, sources),
         *_costly_stages(plan),
     ]
-    return Prepared(plan, tuple(source.name for source in job.source), found.validate, tuple(told))
+    return Prepared(plan, sources, found.validate, tuple(told))
 
 
 def _tables(
@@ -213,6 +215,21 @@ def _digest(plan: TrainPlan, validate: Sequence[TrainScene], start: Bundle | Non
         "validate": [(scene.scene.etag, scene.labels.digest) for scene in validate],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _stages_without_instances(plan: TrainPlan, sources: Sequence[str]) -> list[str]:
+    """A sentence for each stage and source whose labels leave open where the class is that border weights are for."""
+    told = []
+    for number, stage in enumerate(plan.stages, 1):
+        code = plan.border_class(stage)
+        unknown = {scene.source for scene in plan.scenes if code not in scene.found} if code is not None else set()
+        told += [
+            f"stage {number}: border has no effect on chips of source {sources[source]}, whose labels leave open where a "
+            f"{stage.border.label} is"
+            for source in sorted(unknown)
+            if stage.border is not None
+        ]
+    return told
 
 
 def _costly_stages(plan: TrainPlan) -> list[str]:
