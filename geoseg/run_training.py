@@ -101,8 +101,7 @@ def _train_on_ray(job: TrainJob, shown: _Shown) -> Prepared:
     from geoseg.cluster.train import keep_tables_on_cluster, train_on_cluster
 
     cluster = job.cluster
-    most = cluster.workers if isinstance(cluster.workers, int) else cluster.workers[1]
-    with session(cluster.address, workers=most, spare_cpus=cluster.read_cpus):
+    with session(cluster.address, workers=cluster.most_workers, spare_cpus=cluster.read_cpus):
         prepared = _prepare(job, shown, keep_tables_on_cluster)
         train_on_cluster(prepared, cluster, shown.tell)
     return prepared

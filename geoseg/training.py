@@ -39,7 +39,7 @@ from geoseg.train.memory import keep_freed_memory
 from geoseg.train.metrics import Counts, class_scores, mean_iou
 from geoseg.train.plan import TrainPlan
 from geoseg.train.report import ExampleChip
-from geoseg.train.stages import resolve_stages, warnings_of
+from geoseg.train.stages import check_workers, resolve_stages, warnings_of
 
 WEIGHTS_VERSION = 1
 
@@ -80,6 +80,7 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
     stages = resolve_stages(
         job.stage, resolution_m=model.resolution_m, labelled_m2=labelled_m2, stride=network.stride, classes=names
     )
+    check_workers(stages, job.cluster.most_workers)
     weights = tuple(source.weight if source.use != "validate" else 0.0 for source in job.source)
     chip_dtype = "uint8" if model.dtype == "uint8" and all(one.scale is None for one in scenes) else "float32"
     mean, std = model.mean, model.std

@@ -144,8 +144,9 @@ def test_every_pass_has_one_worker(folder: Path, num_passes: int, world: int) ->
 
 
 def test_more_workers_than_passes_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="stage 1: 3 workers share 2 passes"):
-        train_share(ready(training(folder, tmp_path)), WHOLE, lambda *_: None, group=Group(0, 3), device="cpu")
+    for workers in (3, [1, 3]):
+        with pytest.raises(ConfigError, match="stage 1: 3 workers share 2 passes"):
+            ready(training(folder, tmp_path, cluster={"engine": "ray", "workers": workers}))
 
 
 def test_another_setting_does_not_go_on_from_a_checkpoint(folder: Path, tmp_path: Path) -> None:
