@@ -22,9 +22,8 @@ from geoseg.train.progress import StageWork, TrainProgress
 from geoseg.train.report import chips_png, curves_png
 from geoseg.training import (
     Prepared,
+    Validation,
     bundle_uri,
-    calibrate,
-    evaluate,
     example_chips,
     keep_tables_in_threads,
     prepare,
@@ -102,8 +101,7 @@ def _train_on_ray(job: TrainJob, shown: _Shown) -> Prepared:
     from geoseg.cluster.train import keep_tables_on_cluster, train_on_cluster
 
     cluster = job.cluster
-    most = cluster.workers if isinstance(cluster.workers, int) else cluster.workers[1]
-    with session(cluster.address, workers=most, spare_cpus=cluster.read_cpus):
+    with session(cluster.address, workers=cluster.most_workers, spare_cpus=cluster.read_cpus):
         prepared = _prepare(job, shown, keep_tables_on_cluster)
         train_on_cluster(prepared, cluster, shown.tell)
     return prepared
@@ -139,8 +137,9 @@ def _finish(prepared: Prepared, *, calibrated: bool) -> TrainingReport:
     bundle = load_bundle(bundle_uri(plan.out, last, "best" if prepared.validate else "last"))
     scores: Mapping[str, int | float | str | None] = {}
     if calibrated:
-        bundle = calibrate(prepared, bundle, device=default_device())
-        scores = evaluate(prepared, bundle, Group(), device=default_device())
+        validation = Validation(prepared, device=default_device())
+        bundle = validation.calibrated(bundle)
+        scores = validation.scores(bundle, Group())
     report_uris = {name: store.join(plan.out, f"{name}.png") for name in ("curves", "chips")}
     target = store.join(plan.out, "bundle")
     save_bundle(bundle, target)

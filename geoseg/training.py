@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ from geoseg.train.memory import keep_freed_memory
 from geoseg.train.metrics import Counts, class_scores, mean_iou
 from geoseg.train.plan import TrainPlan
 from geoseg.train.report import ExampleChip
-from geoseg.train.stages import resolve_stages, warnings_of
+from geoseg.train.stages import check_workers, resolve_stages, warnings_of
 
 WEIGHTS_VERSION = 1
 
@@ -81,6 +80,7 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
     stages = resolve_stages(
         job.stage, resolution_m=model.resolution_m, labelled_m2=labelled_m2, stride=network.stride, classes=names
     )
+    check_workers(stages, job.cluster.most_workers)
     weights = tuple(source.weight if source.use != "validate" else 0.0 for source in job.source)
     chip_dtype = "uint8" if model.dtype == "uint8" and all(one.scale is None for one in scenes) else "float32"
     mean, std = model.mean, model.std
@@ -118,14 +118,16 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
     )
     plan = replace(plan, settings=_digest(plan, found.validate, start))
     remarks = [f"{scene.scene.id}: {remark}" for scene in (*scenes, *found.validate) for remark in scene.labels.remarks]
+    sources = tuple(source.name for source in job.source)
     told = [
         *found.skipped,
         *unreadable,
         *remarks,
         *warnings_of(job.stage, stages, has_validation=bool(found.validate)),
+        *_stages_without_instances(plan, sources),
         *_costly_stages(plan),
     ]
-    return Prepared(plan, tuple(source.name for source in job.source), found.validate, tuple(told))
+    return Prepared(plan, sources, found.validate, tuple(told))
 
 
 def _tables(
@@ -216,6 +218,21 @@ def _digest(plan: TrainPlan, validate: Sequence[TrainScene], start: Bundle | Non
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
+def _stages_without_instances(plan: TrainPlan, sources: Sequence[str]) -> list[str]:
+    """A sentence for each stage and source whose labels leave open where the class is that border weights are for."""
+    told = []
+    for number, stage in enumerate(plan.stages, 1):
+        code = plan.border_class(stage)
+        unknown = {scene.source for scene in plan.scenes if code not in scene.found} if code is not None else set()
+        told += [
+            f"stage {number}: border has no effect on chips of source {sources[source]}, whose labels leave open where a "
+            f"{stage.border.label} is"
+            for source in sorted(unknown)
+            if stage.border is not None
+        ]
+    return told
+
+
 def _costly_stages(plan: TrainPlan) -> list[str]:
     """A sentence for each coarse stage that reads far more pixels than its chips have, for want of overviews."""
     told = []
@@ -288,73 +305,88 @@ def train_share(prepared: Prepared, feed: Feed, tell: Tell, *, group: Group, dev
         group=group,
         device=device,
         start=load_bundle(plan.start) if plan.start is not None else None,
-        evaluate=partial(evaluate, prepared, device=device) if prepared.validate else None,
+        evaluate=Validation(prepared, device=device).scores if prepared.validate else None,
     ).run()
 
 
-def evaluate(prepared: Prepared, bundle: Bundle, group: Group, *, device: str) -> dict[str, float]:
-    """The scores of a bundle on the validation scenes, read as ``geoseg predict`` reads them; the workers share the windows.
-
-    ``iou/<class>`` over all scenes, NaN for a class without any labelled pixel, and where there are several sources
-    ``iou/<class>/<source>``. ``score`` is the mean IoU over classes that are not background and the sources that label them, so
-    that no source decides alone. Raises StopError, on all workers, when a scene cannot be read.
-    """
-    groups = _as_predicted(prepared, bundle, device)
-    scenes = [scene for _, each in groups for scene in each]
-    tallies = [
-        tally
-        for predictor, each in groups
-        for tally in evaluate_scenes(predictor, each, share=(group.rank, group.world), quick=True)
-    ]
-    failures = [tally for tally in tallies if isinstance(tally, Failure)]
-    by_source = {scene.source: Counts.zero(len(bundle.description.classes)) for scene in scenes}
-    for scene, tally in zip(scenes, tallies, strict=True):
-        if not isinstance(tally, Failure):
-            by_source[scene.source] += tally.counts
-    vector = np.stack([np.append(counts.to_vector(), len(failures)) for counts in by_source.values()])
-    summed = group.sum(torch.from_numpy(vector).to(device)).cpu().numpy()
-    if summed[:, -1].any():
-        sentence = failures[0].sentence if failures else "another worker could not read its part"
-        raise StopError(
-            f"a validation scene cannot be evaluated: {sentence}; the same command goes on from the last checkpoint"
-        )
-    counted = [Counts.from_vector(row[:-1]) for row in summed]
-    names = [one.name for one in bundle.description.classes]
-    pooled = class_scores(sum(counted[1:], counted[0]))
-    told = {f"iou/{name}": one.iou for name, one in zip(names, pooled, strict=True)}
-    if len(counted) > 1:
-        for source, counts in zip(by_source, counted, strict=True):
-            ious = [one.iou for one in class_scores(counts)]
-            each = zip(names[1:], ious[1:], strict=True)
-            told |= {f"iou/{name}/{source}": iou for name, iou in each if not math.isnan(iou)}
-    return {"score": mean_iou(counted), **told}
+_ByScale = dict[tuple[float, float] | None, list[EvaluationScene]]
 
 
-def calibrate(prepared: Prepared, bundle: Bundle, *, device: str) -> Bundle:
-    """The bundle with the temperature and the thresholds that fit the validation scenes. Raises SceneError, StoreError."""
-    return calibrated(bundle, _as_predicted(prepared, bundle, device))
+class Validation:
+    """The validation scenes of a training, read as ``geoseg predict`` reads them, planned once for each resolution."""
 
+    def __init__(self, prepared: Prepared, *, device: str) -> None:
+        self._prepared, self._device = prepared, device
+        self._planned: dict[float | None, _ByScale] = {}
 
-def _as_predicted(prepared: Prepared, bundle: Bundle, device: str) -> list[tuple[Predictor, list[EvaluationScene]]]:
-    """The validation scenes as they are read for a bundle, with the predictor for those whose raw values mean the same."""
-    by_scale: dict[tuple[float, float] | None, list[EvaluationScene]] = {}
-    codes = prepared.plan.codes
-    specs: dict[PredictConfig, NetworkSpec] = {}  # each builds the network, and most scenes are read alike
-    for scene in prepared.validate:
-        config = PredictConfig(
-            bands=tuple(band + 1 for band in scene.bands),
-            scale=scene.scale,
-            warp_stacks=scene.warp,
-            **asdict(scene.options),
-        )
-        if config not in specs:
-            specs[config] = network_spec(bundle, config)
-        plan = plan_scene(scene.ref, specs[config])
-        scenes = by_scale.setdefault(scene.scale, [])
-        scenes.append(EvaluationScene(prepared.sources[scene.source], plan, scene.labels, codes, scene.found))
-    return [
-        (Predictor(bundle, PredictConfig(scale=scale), device=device), scenes) for scale, scenes in by_scale.items()
-    ]
+    def scores(self, bundle: Bundle, group: Group) -> dict[str, float]:
+        """The scores of a bundle of the training's network; the workers of the group share the windows.
+
+        ``iou/<class>`` over all scenes, NaN for a class without any labelled pixel, and where there are several sources
+        ``iou/<class>/<source>``. ``score`` is the mean IoU over classes that are not background and the sources that label
+        them, so that no source decides alone. Raises StopError, on all workers, when a scene cannot be read.
+        """
+        groups = self._as_predicted(bundle)
+        scenes = [scene for _, each in groups for scene in each]
+        tallies = [
+            tally
+            for predictor, each in groups
+            for tally in evaluate_scenes(predictor, each, share=(group.rank, group.world), quick=True)
+        ]
+        failures = [tally for tally in tallies if isinstance(tally, Failure)]
+        by_source = {scene.source: Counts.zero(len(bundle.description.classes)) for scene in scenes}
+        for scene, tally in zip(scenes, tallies, strict=True):
+            if not isinstance(tally, Failure):
+                by_source[scene.source] += tally.counts
+        vector = np.stack([np.append(counts.to_vector(), len(failures)) for counts in by_source.values()])
+        summed = group.sum(torch.from_numpy(vector).to(self._device)).cpu().numpy()
+        if summed[:, -1].any():
+            sentence = failures[0].sentence if failures else "another worker could not read its part"
+            raise StopError(
+                f"a validation scene cannot be evaluated: {sentence}; the same command goes on from the last checkpoint"
+            )
+        counted = [Counts.from_vector(row[:-1]) for row in summed]
+        names = [one.name for one in bundle.description.classes]
+        pooled = class_scores(sum(counted[1:], counted[0]))
+        told = {f"iou/{name}": one.iou for name, one in zip(names, pooled, strict=True)}
+        if len(counted) > 1:
+            for source, counts in zip(by_source, counted, strict=True):
+                ious = [one.iou for one in class_scores(counts)]
+                each = zip(names[1:], ious[1:], strict=True)
+                told |= {f"iou/{name}/{source}": iou for name, iou in each if not math.isnan(iou)}
+        return {"score": mean_iou(counted), **told}
+
+    def calibrated(self, bundle: Bundle) -> Bundle:
+        """The bundle with the temperature and the thresholds that fit the scenes. Raises SceneError, StoreError."""
+        return calibrated(bundle, self._as_predicted(bundle))
+
+    def _as_predicted(self, bundle: Bundle) -> list[tuple[Predictor, list[EvaluationScene]]]:
+        """The scenes, with the predictor for those whose raw values mean the same."""
+        resolution_m = bundle.description.resolution_m
+        if resolution_m not in self._planned:
+            self._planned[resolution_m] = self._plan(bundle)
+        return [
+            (Predictor(bundle, PredictConfig(scale=scale), device=self._device), scenes)
+            for scale, scenes in self._planned[resolution_m].items()
+        ]
+
+    def _plan(self, bundle: Bundle) -> _ByScale:
+        by_scale: _ByScale = {}
+        prepared = self._prepared
+        specs: dict[PredictConfig, NetworkSpec] = {}  # each builds the network, and most scenes are read alike
+        for scene in prepared.validate:
+            config = PredictConfig(
+                bands=tuple(band + 1 for band in scene.bands),
+                scale=scene.scale,
+                warp_stacks=scene.warp,
+                **asdict(scene.options),
+            )
+            if config not in specs:
+                specs[config] = network_spec(bundle, config)
+            plan = plan_scene(scene.ref, specs[config])
+            one = EvaluationScene(prepared.sources[scene.source], plan, scene.labels, prepared.plan.codes, scene.found)
+            by_scale.setdefault(scene.scale, []).append(one)
+        return by_scale
 
 
 def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[ExampleChip]:

@@ -26,7 +26,7 @@ from geoseg.raster.window import Window
 from geoseg.run_training import run_training
 from geoseg.train.codes import UNLABELLED, LabelCodes
 from geoseg.train.loop import Group
-from geoseg.training import evaluate, keep_tables_in_threads, prepare
+from geoseg.training import Validation, keep_tables_in_threads, prepare
 
 
 def with_thresholds(folder: Path, *, building: float, road: float, temperature: float) -> Bundle:
@@ -182,7 +182,7 @@ def test_training_ends_with_a_calibrated_bundle(tmp_path: Path) -> None:
     assert plain.weights == fitted.weights
     assert fitted.description.classes != plain.description.classes
     prepared = prepare(training(folder, out), keep_tables=keep_tables_in_threads)
-    before, after = (evaluate(prepared, one, Group(), device="cpu") for one in (plain, fitted))
+    before, after = (Validation(prepared, device="cpu").scores(one, Group()) for one in (plain, fitted))
     assert after["score"] > before["score"]
     assert report.scores == after
     assert any(line.startswith("fitted   temperature") for line in report.lines())
@@ -204,5 +204,5 @@ def test_validation_scenes_of_another_scale_are_read_as_they_are_trained_on(tmp_
         told["source"][1] |= {"scenes": [f"{folder}/{name}.tif"], **more}
         prepared = prepare(training(folder, tmp_path / name, source=told["source"]), keep_tables=keep_tables_in_threads)
         bundle = load_bundle(str(seeded_bundle(tmp_path / "seeded", resolution_m=0.5)))
-        scores.append(evaluate(prepared, bundle, Group(), device="cpu"))
+        scores.append(Validation(prepared, device="cpu").scores(bundle, Group()))
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)

@@ -18,6 +18,7 @@ from PIL import Image
 
 import geoseg
 from geoseg.cli import main
+from geoseg.config import check
 from geoseg.errors import ConfigError, GeosegError, NothingReadableError
 from geoseg.raster import store
 from geoseg.run_training import run_training
@@ -303,3 +304,18 @@ def test_stacks_of_dates_are_trained_on_as_they_are_predicted(tmp_path: Path, ne
         stack_by=stack_by,
     )
     assert [scene.status for scene in report.scenes] == ["published"]
+
+
+def test_border_weights_where_labels_leave_the_class_open_are_told(folder: Path, tmp_path: Path) -> None:
+    roads = LABELS | {"values": {"road": [2]}}
+    told = values(folder, tmp_path)
+    told["source"][:1] = [
+        {"name": "all", "scenes": [f"{folder}/a.tif"], "labels": [LABELS]},
+        {"name": "roads", "scenes": [f"{folder}/b.tif"], "labels": [roads]},
+    ]
+    told["stage"][1]["border"] = {"label": "building"}
+    job = check(TrainJob, told, where="the test")
+    (warning,) = ready(job).warnings
+    assert warning == (
+        "stage 2: border has no effect on chips of source roads, whose labels leave open where a building is"
+    )

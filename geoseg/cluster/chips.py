@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.data import DataIterator, Dataset, Datasource, ReadTask, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.train import DataConfig
 
 from geoseg.errors import StopError
-from geoseg.train.augment import Chips
 from geoseg.train.checkpoint import last_step
 from geoseg.train.chips import Place
-from geoseg.train.feed import ChipBatch, chip_maker, places_of
+from geoseg.train.feed import ChipBatch, batch_of, chip_maker, columns_of, places_of
 from geoseg.train.plan import TrainPlan
+from geoseg.train.stages import Stage
 
 _CHIPS_PER_TASK = 32
 _READS_AHEAD = 2
@@ -31,11 +30,10 @@ _RETRIES = 3
 class Passes(Datasource):
     """A row for each chip that a worker takes in a stage, in order, from a step on; a block for each read."""
 
-    def __init__(self, plan: TrainPlan, number: int, *, step: int, rank: int, world: int) -> None:
+    def __init__(self, stage: Stage, number: int, *, step: int, rank: int, world: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._list = partial(_blocks, plan.stages[number].chips_per_pass, partial(places_of, plan, number))
-        self._share = {"step": step, "rank": rank, "world": world}
-        self._num_chips = (plan.stages[number].steps - step) * plan.stages[number].batch // world
+        self._read = partial(_blocks, stage, number, step=step, rank=rank, world=world)
+        self._num_chips = (stage.steps - step) * stage.batch // world
 
     def estimate_inmemory_data_size(self) -> int | None:
         """A guess for Ray's planner."""
@@ -47,18 +45,15 @@ class Passes(Datasource):
         """One task: it counts, and its blocks stream."""
         del parallelism, data_context
         metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        read = partial(self._list, **self._share)
-        return [ReadTask(read, metadata, schema=_PASS, per_task_row_limit=per_task_row_limit)]
+        return [ReadTask(self._read, metadata, schema=_PASS, per_task_row_limit=per_task_row_limit)]
 
 
-def _blocks(
-    chips_per_pass: int, list_places: Callable[..., Iterator[list[Place]]], *, step: int, rank: int, world: int
-) -> Iterator[pa.Table]:
-    passes_per_task = max(1, _CHIPS_PER_TASK // chips_per_pass)
+def _blocks(stage: Stage, number: int, *, step: int, rank: int, world: int) -> Iterator[pa.Table]:
+    passes_per_task = max(1, _CHIPS_PER_TASK // stage.chips_per_pass)
     rows: list[dict[str, int]] = []
-    for places in list_places(step=step, rank=rank, world=world):
+    for places in places_of(stage, number, step=step, rank=rank, world=world):
         rows += [{"step": place.step, "position": place.position} for place in places]
-        if len(rows) >= passes_per_task * chips_per_pass:
+        if len(rows) >= passes_per_task * stage.chips_per_pass:
             yield pa.Table.from_pylist(rows, schema=_PASS)
             rows = []
     if rows:
@@ -74,23 +69,17 @@ def read_chips(rows: dict[str, np.ndarray[Any, Any]], held: Any, number: int) ->
         places = [
             Place(number, *one) for one in zip(steps[first : first + num], positions[first : first + num], strict=True)
         ]
-        chips = [maker.make(place) for place in places]
-        told = {
+        yield {
             "step": np.array([place.step for place in places]),
             "position": np.array([place.position for place in places]),
-            "pixels": np.stack([chip.pixels for chip in chips]),
-            "labels": np.stack([chip.labels for chip in chips]),
-            "valid": np.stack([chip.valid for chip in chips]),
-            "failure": np.array([chip.failure for chip in chips], object),
+            **columns_of([maker.make(place) for place in places]),
         }
-        weights = [chip.weights for chip in chips if chip.weights is not None]
-        yield {**told, "weights": np.stack(weights)} if weights else told
 
 
 def chips_of(held: Any, plan: TrainPlan, number: int, *, step: int, rank: int, world: int, read_cpus: int) -> Dataset:
     """The chips of one worker in one stage, in the order in which it takes them; ``held`` is the plan in Ray's store, in a list."""
     rows: Dataset = ray.data.read_datasource(
-        Passes(plan, number, step=step, rank=rank, world=world), override_num_blocks=1
+        Passes(plan.stages[number], number, step=step, rank=rank, world=world), override_num_blocks=1
     )
     chips: Dataset = rows.map_batches(
         partial(read_chips, held=held, number=number),
@@ -139,7 +128,7 @@ def feed_from_ray(plan: TrainPlan, number: int, *, step: int, rank: int, world: 
     batches = shard.iter_torch_batches(
         batch_size=plan.stages[number].chips_per_pass, prefetch_batches=_READS_AHEAD, drop_last=True, collate_fn=_batch
     )
-    wanted = places_of(plan, number, step=step, rank=rank, world=world)
+    wanted = places_of(plan.stages[number], number, step=step, rank=rank, world=world)
     for places, (got, batch) in zip(wanted, batches, strict=True):
         if [(place.step, place.position) for place in places] != got:
             raise StopError(
@@ -149,8 +138,5 @@ def feed_from_ray(plan: TrainPlan, number: int, *, step: int, rank: int, world: 
 
 
 def _batch(columns: dict[str, np.ndarray[Any, Any]]) -> tuple[list[tuple[int, int]], ChipBatch]:
-    tensors = {name: torch.as_tensor(np.ascontiguousarray(columns[name])) for name in ("pixels", "labels", "valid")}
-    weights = torch.as_tensor(np.ascontiguousarray(columns["weights"])) if "weights" in columns else None
-    chips = Chips(tensors["pixels"], tensors["labels"], tensors["valid"], weights)
-    failures = tuple(str(one) for one in columns["failure"] if one)
-    return list(zip(columns["step"].tolist(), columns["position"].tolist(), strict=True)), ChipBatch(chips, failures)
+    places = zip(columns["step"].tolist(), columns["position"].tolist(), strict=True)
+    return list(places), batch_of(columns)

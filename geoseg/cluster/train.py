@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,18 +18,24 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from geoseg.cluster.chips import STAGE, ChipData, feed_from_ray
 from geoseg.cluster.driver import last_line
 from geoseg.errors import ConfigError, GeosegError, StopError, StoreError, stop_error
 from geoseg.train.chips import TrainScene
+from geoseg.train.feed import feed_from_threads
 from geoseg.train.index import CellTable
 from geoseg.train.job import TrainClusterConfig
 from geoseg.train.loop import Group
+from geoseg.train.plan import TrainPlan
 from geoseg.training import Prepared, Tell, train_share, try_to_keep_table
 
 _POLL_S = 0.2
 _AHEAD = 256
+_RESIZE_S = 60.0  # between looks whether an elastic group could grow
+# Ray notices that a node is gone after up to 20 s, and until then waits so many seconds for as many workers as before.
+_START_TIMEOUT = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 
 
 def keep_tables_on_cluster(
@@ -48,34 +55,42 @@ def keep_tables_on_cluster(
 def train_on_cluster(prepared: Prepared, cluster: TrainClusterConfig, tell: Tell) -> None:
     """Train with Ray Train within a Ray session; ``tell`` hears in this process how it goes.
 
-    A lost worker is replaced and training goes on from the last checkpoint. Raises StopError kinds, StoreError.
+    A lost worker is replaced and training goes on from the last checkpoint, as it does when an elastic group grows or shrinks.
+    Raises StopError kinds, StoreError.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    least = cluster.workers if isinstance(cluster.workers, int) else cluster.workers[0]
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    if not gpus and least + 1 > cpus:
+    is_elastic, least = isinstance(cluster.workers, tuple), cluster.least_workers
+    read_themselves = is_elastic and not gpus  # the group takes every CPU, and read tasks would wait for one for ever
+    if not gpus and least + (not read_themselves) > cpus:
+        readers = "" if read_themselves else " and one to read chips"
         raise ConfigError(
-            f"{least} workers take all of Ray's {cpus} CPUs, and none is left to read chips; take fewer workers"
+            f"{least} workers want a CPU each{readers}, and Ray has {cpus}; take fewer workers, or add nodes"
         )
-    desk = ray.remote(_Desk).options(num_cpus=0).remote()
-    held = [ray.put(prepared.plan)]
+    if is_elastic:
+        os.environ.setdefault(*_START_TIMEOUT)
+    desk = ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=_here()).remote()
     folder = tempfile.mkdtemp(prefix="geoseg-train-")
     trainer = TorchTrainer(
         _train,
-        train_loop_config={"prepared": [ray.put(prepared)], "desk": desk},
+        train_loop_config={
+            "prepared": [ray.put(prepared)],
+            "desk": desk,
+            "feed": partial(feed_from_threads, threads=cluster.read_threads) if read_themselves else feed_from_ray,
+        },
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]
             num_workers=cluster.workers,  # type: ignore[arg-type]
             use_gpu=gpus > 0,
             resources_per_worker={"GPU": 1} if gpus else {"CPU": 1},
+            elastic_resize_monitor_interval_s=_RESIZE_S,
         ),
         run_config=RunConfig(
             name="geoseg",
             storage_path=folder,  # what Ray notes of a run; we go on from our own checkpoints
             failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
-        datasets={f"{STAGE}{number}": _nothing for number in range(len(prepared.plan.stages))},
-        dataset_config=ChipData(held, read_cpus=cluster.read_cpus),
+        **({} if read_themselves else _chips(prepared.plan, cluster)),
     )
     failure: BaseException | None = None
     with _listening(desk, tell) as hear, _quiet():
@@ -92,6 +107,19 @@ def train_on_cluster(prepared: Prepared, cluster: TrainClusterConfig, tell: Tell
         raise StopError(
             f"training on Ray failed: {last_line(failure)}; the same command goes on from the last checkpoint"
         )
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """Keeps an actor on this process's node: any other may go."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _chips(plan: TrainPlan, cluster: TrainClusterConfig) -> dict[str, Any]:
+    """What a trainer wants to be told of the chips that Ray Data reads."""
+    return {
+        "datasets": {f"{STAGE}{number}": _nothing for number in range(len(plan.stages))},
+        "dataset_config": ChipData([ray.put(plan)], read_cpus=cluster.read_cpus),
+    }
 
 
 def _nothing() -> Any:
@@ -114,7 +142,7 @@ def _train(config: dict[str, Any]) -> None:
         desk.put.remote(kind, what)
 
     try:
-        train_share(prepared, feed_from_ray, tell, group=group, device="cuda" if cuda else "cpu")
+        train_share(prepared, config["feed"], tell, group=group, device="cuda" if cuda else "cpu")
     except StopError as error:
         ray.get(desk.put.remote("ended", (type(error).__name__, str(error))))
     except GeosegError as error:

@@ -14,13 +14,13 @@ import shapely
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
-from rasterio.features import rasterize
 from rasterio.warp import transform_geom
 from shapely import affinity
 from shapely.geometry import box, mapping, shape
 
 from geoseg.errors import ConfigError, GeoreferenceError, StopError
 from geoseg.raster import store
+from geoseg.raster.burn import burn
 from geoseg.raster.grid import Grid
 from geoseg.raster.window import Window
 
@@ -113,8 +113,7 @@ class PixelArea:
         parts = [part for part in getattr(moved, "geoms", [moved]) if part.geom_type in ("Polygon", "MultiPolygon")]
         if not parts:
             return np.zeros((window.height, window.width), np.bool_)
-        burnt = rasterize(((part, 1) for part in parts), out_shape=(window.height, window.width), fill=0, dtype="uint8")
-        return np.asarray(burnt, dtype=np.bool_)
+        return burn([(part, 1) for part in parts], (window.height, window.width), dtype=np.uint8).astype(np.bool_)
 
 
 def _crs(document: dict[str, Any]) -> CRS:

@@ -17,10 +17,10 @@ import numpy as np
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.features import rasterize
 from shapely import LineString, Polygon, STRtree
 
 from geoseg.errors import ConfigError
+from geoseg.raster.burn import burn
 
 BACKGROUND, BUILDING, ROAD = 0, 1, 2
 
@@ -221,13 +221,12 @@ class _Painting:
     def _painted(self, start: int, stop: int) -> NDArray[np.int32]:
         """The number of the polygon that lies on top, with a rim on every side; number 0 is the bare ground."""
         (here,) = np.nonzero((self.bounds[:, 1] < stop) & (self.bounds[:, 3] > start))
-        painted: NDArray[np.int32] = rasterize(
+        return burn(
             [(self.shapes[index], int(index)) for index in here],
-            out_shape=(stop - start, self.width + 2 * _RIM),
-            transform=Affine.translation(-_RIM, start),
-            dtype="int32",
+            (stop - start, self.width + 2 * _RIM),
+            affine=Affine.translation(-_RIM, start),
+            dtype=np.int32,
         )
-        return painted
 
     def _shaded(self, height_hw: NDArray[np.float32]) -> NDArray[np.bool_]:
         """True where something higher stands towards the sun; all but one pixel of the rim is gone."""

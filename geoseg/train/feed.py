@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from geoseg.raster import store
@@ -65,27 +67,35 @@ def passes_of(stage: Stage, *, rank: int, world: int) -> range:
     return range(-(-rank * stage.num_passes // world), -(-(rank + 1) * stage.num_passes // world))
 
 
-def places_of(plan: TrainPlan, number: int, *, step: int, rank: int, world: int) -> Iterator[list[Place]]:
-    """The places of each pass of a worker in a stage, from a step on."""
-    stage = plan.stages[number]
+def places_of(stage: Stage, number: int, *, step: int, rank: int, world: int) -> Iterator[list[Place]]:
+    """The places of each pass of a worker in a stage, which has this number, from a step on."""
     for at in range(step, stage.steps):
         for one in passes_of(stage, rank=rank, world=world):
             first = one * stage.chips_per_pass
             yield [Place(number, at, first + index) for index in range(stage.chips_per_pass)]
 
 
-def collate(chips: list[Chip]) -> ChipBatch:
-    """The batch of chips of one shape."""
+def columns_of(chips: Sequence[Chip]) -> dict[str, npt.NDArray[Any]]:
+    """Chips of one shape as arrays by name, chip by chip along their first axis; ``weights`` only where chips have some."""
+    columns = {
+        "pixels": np.stack([chip.pixels for chip in chips]),
+        "labels": np.stack([chip.labels for chip in chips]),
+        "valid": np.stack([chip.valid for chip in chips]),
+        "failure": np.array([chip.failure for chip in chips], object),
+    }
     weights = [chip.weights for chip in chips if chip.weights is not None]
-    return ChipBatch(
-        Chips(
-            torch.from_numpy(np.stack([chip.pixels for chip in chips])),
-            torch.from_numpy(np.stack([chip.labels for chip in chips])),
-            torch.from_numpy(np.stack([chip.valid for chip in chips])),
-            torch.from_numpy(np.stack(weights)) if weights else None,
-        ),
-        tuple(chip.failure for chip in chips if chip.failure),
-    )
+    return {**columns, "weights": np.stack(weights)} if weights else columns
+
+
+def batch_of(columns: Mapping[str, npt.NDArray[Any]]) -> ChipBatch:
+    """The batch of what ``columns_of`` gave; other names have no say."""
+    tensors = {
+        name: torch.as_tensor(np.ascontiguousarray(columns[name]))
+        for name in ("pixels", "labels", "valid", "weights")
+        if name in columns
+    }
+    chips = Chips(tensors["pixels"], tensors["labels"], tensors["valid"], tensors.get("weights"))
+    return ChipBatch(chips, tuple(str(one) for one in columns["failure"] if one))
 
 
 def feed_from_threads(
@@ -96,11 +106,11 @@ def feed_from_threads(
     with ThreadPoolExecutor(threads, thread_name_prefix="chips") as readers:
         waiting: list[list[Future[Chip]]] = []
         try:
-            for places in places_of(plan, number, step=step, rank=rank, world=world):
+            for places in places_of(plan.stages[number], number, step=step, rank=rank, world=world):
                 waiting.append([readers.submit(maker.make, place) for place in places])
                 if len(waiting) > _PASSES_AHEAD:
-                    yield collate([future.result() for future in waiting.pop(0)])
+                    yield batch_of(columns_of([future.result() for future in waiting.pop(0)]))
             for futures in waiting:
-                yield collate([future.result() for future in futures])
+                yield batch_of(columns_of([future.result() for future in futures]))
         finally:
             readers.shutdown(wait=False, cancel_futures=True)

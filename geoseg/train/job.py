@@ -84,8 +84,10 @@ class TrainClusterConfig(Section):
     """Where training runs; none of it changes the weights but for rounding.
 
     ``engine``: ``local`` is one process with ``read_threads`` that read ahead, ``ray`` Ray Train with Ray Data; ``auto`` is Ray for
-    an ``address`` or several workers. ``workers``: how many, or the least and the most of an elastic group. ``read_cpus``: of Ray's
-    CPUs, those that read chips. ``max_failures``: how often lost workers are replaced before the run gives up.
+    an ``address`` or several workers. ``workers``: how many, or the least and the most of an elastic group, which begins with those
+    that there is room for and goes on from the last checkpoint with more or fewer as nodes come and go. ``read_cpus``: of Ray's
+    CPUs, those that read chips; elastic workers without GPUs read their own, in ``read_threads`` each. ``max_failures``: how often
+    lost workers are replaced before the run gives up.
     """
 
     engine: Literal["auto", "local", "ray"] = "auto"
@@ -101,6 +103,16 @@ class TrainClusterConfig(Section):
         if isinstance(workers, tuple) and workers[0] > workers[1]:
             raise ValueError("workers wants the least and then the most")
         return workers
+
+    @property
+    def least_workers(self) -> int:
+        """Without these training does not begin, nor go on."""
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """More there never are."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
 
 
 class TrainJob(Section):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from geoseg.errors import ConfigError, StopError
+from geoseg.errors import StopError
 from geoseg.model.bundle import Bundle
 from geoseg.model.costs import shadow_of
 from geoseg.model.network import Network
@@ -117,13 +117,6 @@ class Trainer:
         start: Bundle | None,
         evaluate: Evaluate | None,
     ) -> None:
-        few = [number for number, stage in enumerate(plan.stages, 1) if stage.num_passes < group.world]
-        if few:
-            stage = plan.stages[few[0] - 1]
-            raise ConfigError(
-                f"stage {few[0]}: {group.world} workers share {stage.num_passes} passes of a step, so some would have none; lower "
-                f"chips_per_pass (it is {stage.chips_per_pass}) or take fewer workers"
-            )
         self._plan, self._feed, self._observer, self._group = plan, feed, observer, group
         self._evaluate = evaluate
         self._device = torch.device(device)
@@ -289,7 +282,8 @@ class Trainer:
     def _tell(self, stage: Stage, told: dict[str, float]) -> None:
         self._speed.took(stage.batch, told["waited_s"])
         if self._group.rank == 0:
-            self._observer.stepped({"kind": "train", **self._where(stage), **told, **self._speed.record()})
+            shared = {"workers": self._group.world}
+            self._observer.stepped({"kind": "train", **self._where(stage), **told, **shared, **self._speed.record()})
 
     def _where(self, stage: Stage) -> dict[str, Any]:
         """What each record of the log begins with."""

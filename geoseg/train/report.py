@@ -33,6 +33,7 @@ _HATCH: Rgb = (186, 184, 178)
 _GREY: Rgb = (128, 128, 128)
 _FINE = 3  # pictures are drawn so many times larger and scaled down, which makes lines smooth
 _PLOT_WIDTH, _PLOT_HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM, _ROW = 640, 330, 64, 20, 34, 52, 16
+_LEGEND_ROW, _SAMPLE, _ENTRY_GAP = 18, 20, 16
 _GRID, _FAINT = (228, 226, 220), 0.72
 # Okabe and Ito, "Color Universal Design" (2008), the darker ones first.
 _COLORS: tuple[Rgb, ...] = (
@@ -130,11 +131,12 @@ def curves_png(
     ends = [float(record[x] or 0) for records in runs.values() for record in records]
     x_range = (min([0.0, *ends]), max(ends, default=0.0) or 1.0)
     rows, cols = -(-len(panels) // 2), min(2, len(panels))
-    width, height = _LEFT + _PLOT_WIDTH + _RIGHT, _TOP + _ROW * len(runs) + _PLOT_HEIGHT + _BOTTOM
+    top = _TOP + _ROW * len(runs) + _LEGEND_ROW * (max(len(_legend_rows(panel)) for panel in panels) - 1)
+    width, height = _LEFT + _PLOT_WIDTH + _RIGHT, top + _PLOT_HEIGHT + _BOTTOM
     canvas = Image.new("RGB", (cols * width * _FINE, rows * height * _FINE), PAPER)
     starts = [_stage_starts(records, x) for records in runs.values()]
     for index, panel in enumerate(panels):
-        corner = (index % 2 * width + _LEFT, index // 2 * height + _TOP + _ROW * len(runs))
+        corner = (index % 2 * width + _LEFT, index // 2 * height + top)
         _draw(_Plot(ImageDraw.Draw(canvas), corner, x_range, panel.highest), panel, starts, _X_TITLES[x])
     return png(canvas.reduce(_FINE))
 
@@ -251,14 +253,39 @@ def _draw(plot: _Plot, panel: _Panel, starts: Sequence[Sequence[tuple[float, str
         _draw_line(plot, line)
     axis = [plot.at(plot.x_range[0], plot.highest), plot.at(plot.x_range[0], 0), plot.at(plot.x_range[1], 0)]
     plot.draw.line(axis, INK, _FINE, joint="curve")
-    right = float(_PLOT_WIDTH)
-    for line in reversed([one for one in panel.lines if one.name]):
-        plot.text(right, -band - 12, line.name, anchor="rs", size=14)
-        right -= _font(14).getlength(line.name) / _FINE + 6
-        top = (plot.corner[1] - band - 17) * _FINE
-        ends = [((plot.corner[0] + right - 20) * _FINE, top), ((plot.corner[0] + right) * _FINE, top)]
+    for row, lines in enumerate(reversed(_legend_rows(panel))):
+        _draw_legend_row(plot, lines, -band - 12 - row * _LEGEND_ROW)
+
+
+def _legend_rows(panel: _Panel) -> list[list[_Line]]:
+    """The lines that have a name, as many in a row as there is room for beside the panel's title."""
+    room = _PLOT_WIDTH - _font(16).getlength(panel.title) / _FINE - _ENTRY_GAP
+    rows: list[list[_Line]] = [[]]
+    left = room
+    for line in panel.lines:
+        if line.name:
+            width = _entry_width(line)
+            if rows[-1] and width > left:
+                rows.append([])
+                left = room
+            rows[-1].append(line)
+            left -= width
+    return rows
+
+
+def _entry_width(line: _Line) -> float:
+    return _font(14).getlength(line.name) / _FINE + 6 + _SAMPLE + _ENTRY_GAP
+
+
+def _draw_legend_row(plot: _Plot, lines: Sequence[_Line], baseline: int) -> None:
+    """Names with a sample of their lines before them, flush with the panel's right."""
+    left = _PLOT_WIDTH - sum(_entry_width(line) for line in lines) + _ENTRY_GAP
+    for line in lines:
+        middle = (plot.corner[1] + baseline - 5) * _FINE
+        ends = [((plot.corner[0] + left + end) * _FINE, middle) for end in (0, _SAMPLE)]
         plot.draw.line(ends, line.color, 3 * _FINE)
-        right -= 36
+        plot.text(left + _SAMPLE + 6, baseline, line.name, anchor="ls", size=14)
+        left += _entry_width(line)
 
 
 def _draw_stages(plot: _Plot, starts: Sequence[Sequence[tuple[float, str]]]) -> None:

@@ -181,6 +181,16 @@ def resolve_stages(
     return tuple(stages)
 
 
+def check_workers(stages: tuple[Stage, ...], workers: int) -> None:
+    """Raise ConfigError when a step of a stage has fewer passes than there may be workers, for some would have none."""
+    for number, stage in enumerate(stages, 1):
+        if stage.num_passes < workers:
+            raise ConfigError(
+                f"stage {number}: {workers} workers share {stage.num_passes} passes of a step, so some would have none; lower "
+                f"chips_per_pass (it is {stage.chips_per_pass}) or take fewer workers"
+            )
+
+
 def warnings_of(configs: tuple[StageConfig, ...], stages: tuple[Stage, ...], *, has_validation: bool) -> list[str]:
     """A sentence for each setting that has no effect."""
     told = []

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
-from rasterio.features import rasterize
 from rasterio.warp import transform as transform_points
 
 from geoseg.errors import LabelError, StopError
 from geoseg.raster import store
+from geoseg.raster.burn import burn
 from geoseg.raster.grid import Grid
 from geoseg.raster.window import Window
 from geoseg.raster.work import WorkGrid
@@ -46,9 +46,6 @@ _SNAP = 1024.0
 _MESH = 21
 _MARGIN = 0.05
 _SEGMENT_PX = 64
-
-# rasterize silences a warning by way of the filters of the whole process, which threads would restore in each other's midst.
-_BURNING = threading.Lock()
 
 _Geometries = NDArray[Any]
 
@@ -133,10 +130,7 @@ class PlacedShapes:
         offset = np.array([window.col_off, window.row_off]) * _SNAP
         moved = shapely.transform(self.geometries[found], lambda xy: np.round(xy * (right, down) * _SNAP) - offset)
         pairs = zip(moved, values[found].tolist(), strict=True)
-        shape = (window.height, window.width)
-        with _BURNING:
-            burnt = rasterize(pairs, out_shape=shape, fill=fill, transform=Affine.scale(_SNAP), dtype="int32")
-        return np.asarray(burnt)
+        return burn(pairs, (window.height, window.width), affine=Affine.scale(_SNAP), fill=fill, dtype=np.int32)
 
 
 def find_vectors(uri: str, layer: str | None) -> VectorFile:

@@ -102,7 +102,7 @@ def touched() -> Iterator[dict[tuple[int, int], int]]:
 def epoch(plan: TrainPlan, number: int, *, threads: int) -> tuple[int, float]:
     """Read all chips of a stage; how many, and the seconds."""
     maker = ChipMaker(plan)
-    places = [place for one in places_of(plan, number, step=0, rank=0, world=1) for place in one]
+    places = [place for one in places_of(plan.stages[number], number, step=0, rank=0, world=1) for place in one]
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as readers:
         chips = list(readers.map(lambda place: maker.make(place).failure, places))

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from kit.training import scenes, values
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from geoseg.cluster.chips import Passes
+from geoseg.cluster.session import session
+from geoseg.cluster.train import train_on_cluster
 from geoseg.config import check
 from geoseg.errors import StopError
 from geoseg.run_training import run_training
 from geoseg.train.job import TrainJob
 from geoseg.train.log import MetricsLog
+from geoseg.training import keep_tables_in_threads, prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -68,6 +77,67 @@ def test_two_ray_workers_take_the_steps_of_one_process(folder: Path, by_two: Pat
     assert len(losses(by_two)) == 13
     assert np.allclose(losses(by_two)[:5], losses(alone)[:5], rtol=1e-5)
     assert np.allclose(losses(by_two), losses(alone), rtol=5e-3), "rounding grows from step to step"
+
+
+def count_nodes() -> None:
+    """Have Ray count its nodes now, as it does every 20 seconds."""
+    actor = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+    ray.get(actor.get_reserved_resources.remote("nobody", recompute=True))
+
+
+def test_an_elastic_group_grows_and_shrinks_and_takes_the_steps_of_one_process(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node of one CPU comes when one worker has begun, and goes when two have."""
+    monkeypatch.setattr("geoseg.cluster.train._RESIZE_S", 0.0)
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "4")
+    told = values(folder, tmp_path / "alone", checkpoint_every=2, optimizer={"precision": "float32"})
+    told["model"]["variant"]["width"] = 8
+    told["stage"] = [{"chip": 96, "steps": 60, "batch": 8, "chips_per_pass": 4, "learning_rate": 3e-5}]
+    run_training(check(TrainJob, told, where="the test"), warn=lambda _: None, quiet=True)
+    told |= {"out": str(tmp_path / "elastic"), "cluster": {"workers": [1, 2]}}
+    job = check(TrainJob, told, where="the test")
+    taken: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def tell(kind: str, what: Any) -> None:
+        if kind == "stepped":
+            taken.put(what["workers"])
+
+    def wait_for_steps_of(workers: int) -> None:
+        """Wait for four, so that there is a checkpoint after one of them."""
+        for _ in range(4):
+            while taken.get(timeout=300) != workers:
+                pass
+
+    cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        with session(cluster.address, workers=2), ThreadPoolExecutor(1) as thread:
+            prepared = prepare(job, keep_tables=keep_tables_in_threads)
+            trained = thread.submit(train_on_cluster, prepared, job.cluster, tell)
+            wait_for_steps_of(1)
+            node = cluster.add_node(num_cpus=1)
+            count_nodes()
+            wait_for_steps_of(2)
+            cluster.remove_node(node)
+            count_nodes()
+            trained.result()
+    finally:
+        cluster.shutdown()
+    log = MetricsLog.load(str(tmp_path / "elastic"), up_to=(9, 99)).records
+    assert [num for num, _ in groupby(one["workers"] for one in log if one["kind"] == "train")] == [1, 2, 1]
+    assert np.allclose(losses(tmp_path / "elastic"), losses(tmp_path / "alone"), rtol=3e-5)
+    ours, theirs = (load_file(tmp_path / out / "stage-1/last/model.safetensors") for out in ("elastic", "alone"))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)
+
+
+def test_the_rows_of_a_stage_travel_without_its_scenes(folder: Path, tmp_path: Path) -> None:
+    plan = prepare(check(TrainJob, values(folder, tmp_path), where="the test"), keep_tables=keep_tables_in_threads).plan
+    (task,) = Passes(plan.stages[1], 1, step=0, rank=0, world=1).get_read_tasks(1)
+    told = ray.cloudpickle.dumps(task)
+    assert b"bands" in ray.cloudpickle.dumps(plan.scenes)
+    assert b"bands" not in told
+    assert sum(len(table) for table in ray.cloudpickle.loads(told)()) == 4 * 8
 
 
 def started(folder: Path, out: Path) -> subprocess.Popen[bytes]:

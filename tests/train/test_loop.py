@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from geoseg.errors import ConfigError, StopError, StoreError
 from geoseg.predict.bundles import load_bundle
+from geoseg.predict.plan import NetworkSpec, ScenePlan, plan_scene
+from geoseg.raster.scene import SceneRef
 from geoseg.train import checkpoint as checkpoints
 from geoseg.train.feed import ChipBatch, feed_from_threads, passes_of
 from geoseg.train.job import TrainJob
@@ -142,8 +144,9 @@ def test_every_pass_has_one_worker(folder: Path, num_passes: int, world: int) ->
 
 
 def test_more_workers_than_passes_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="stage 1: 3 workers share 2 passes"):
-        train_share(ready(training(folder, tmp_path)), WHOLE, lambda *_: None, group=Group(0, 3), device="cpu")
+    for workers in (3, [1, 3]):
+        with pytest.raises(ConfigError, match="stage 1: 3 workers share 2 passes"):
+            ready(training(folder, tmp_path, cluster={"engine": "ray", "workers": workers}))
 
 
 def test_another_setting_does_not_go_on_from_a_checkpoint(folder: Path, tmp_path: Path) -> None:
@@ -197,7 +200,7 @@ def test_a_stage_ends_when_its_score_stands_still(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.3, 0.5, 0.5, 0.4, 0.9])
-    monkeypatch.setattr("geoseg.training.evaluate", lambda *_, **__: {"score": next(scores)})
+    monkeypatch.setattr("geoseg.training.Validation.scores", lambda *_: {"score": next(scores)})
     stage = {
         "chip": 32,
         "steps": 20,
@@ -209,6 +212,22 @@ def test_a_stage_ends_when_its_score_stands_still(
     out = train(training(folder, tmp_path, stage=[stage]))
     assert len(losses(out)) == 8
     assert largest_difference(weights(out, "stage-1/best"), weights(out, "stage-1/last")) > 0
+
+
+def test_validation_scenes_are_planned_once_for_each_resolution(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def plan(ref: SceneRef, spec: NetworkSpec) -> ScenePlan:
+        planned.append(spec.description.resolution_m)
+        return plan_scene(ref, spec)
+
+    monkeypatch.setattr("geoseg.training.plan_scene", plan)
+    out = train(training(folder, tmp_path))
+    told = [one for one in MetricsLog.load(str(out), up_to=(9, 99)).records if one["kind"] == "validate"]
+    assert [one["resolution_m"] for one in told] == [1.0, 1.0, 0.5]
+    assert planned == [1.0, 0.5]
 
 
 def test_a_training_begins_with_the_weights_of_a_bundle(folder: Path, tmp_path: Path, undisturbed: Path) -> None:

@@ -237,6 +237,24 @@ class TestCurves:
     def test_a_run_that_has_hardly_begun_can_be_drawn(self, records: list[Record]) -> None:
         assert pixels_of(curves_png({"run": records})).any()
 
+    def test_a_legend_of_many_curves_takes_rows_and_leaves_the_title_and_the_curves_as_they_are(self) -> None:
+        def drawn(num: int) -> npt.NDArray[np.uint8]:
+            scores = {f"iou/building/a source of number {number}": 0.5 for number in range(num)}
+            records: list[Record] = [{"step": step, "stage": 0, "kind": "validate", **scores} for step in range(10)]
+            return pixels_of(curves_png({"run": records}))
+
+        few, many = drawn(1), drawn(12)
+        more = many.shape[0] - few.shape[0]
+        assert more > 0
+        left = few.shape[1] // 2
+        title = few[:34, left : left + 190]
+        assert (title != title[0, 0]).any()
+        assert np.array_equal(many[more : more + 34, left : left + 190], title)
+        assert (many[: more + 34, left : left + 190] != title[0, 0]).any(-1).sum() == (title != title[0, 0]).any(
+            -1
+        ).sum()
+        assert (many[:more, left + 190 :] != title[0, 0]).any(), "above the title's line"
+
     def test_records_without_the_axis_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="run: curves over seconds need it in each record"):
             curves_png({"run": run()}, x="seconds")
