@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from geoseg.config import PredictConfig
+from geoseg.config import PredictConfig, what_is_wrong
 from geoseg.errors import ConfigError, SceneError, StopError
 from geoseg.evaluate.calibrate import calibrated
 from geoseg.evaluate.judge import EvaluationScene, evaluate_scenes
@@ -178,8 +179,9 @@ def _description(job: TrainJob, mean: tuple[float, ...], std: tuple[float, ...])
             classes=model.classes,
             origin=model.origin or f"Trained by geoseg on {', '.join(source.name for source in job.source)}.",
         )
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
+    except ValidationError as error:
+        sentence = what_is_wrong(error, BundleDescription, model.model_dump(), below=("model",))
+        raise ConfigError(sentence) from error
 
 
 def _check_start(start: Bundle | None, description: BundleDescription) -> None:
