@@ -87,9 +87,9 @@ class Change:
     against: str = "clean"
 
 
-def blended(share: float, color: tuple[int, int, int] = (255, 255, 255)) -> Callable[..., Pixels]:
-    """Towards a colour, as haze does it."""
-    return lambda picture, _: picture.pixels_khw * (1 - share) + share * np.array(color, np.float32)[:, None, None]
+def hazy(share: float) -> Callable[..., Pixels]:
+    """Towards white."""
+    return lambda picture, _: picture.pixels_khw * (1 - share) + share * 255
 
 
 def gained(*gains: float) -> Callable[..., Pixels]:
@@ -161,8 +161,8 @@ CHANGES = (
     Change("brightness x 1.3", gained(1.3, 1.3, 1.3)),
     Change("contrast x 0.6", contrasted(0.6)),
     Change("contrast x 1.5", contrasted(1.5)),
-    Change("haze 20 %", blended(0.2)),
-    Change("haze 40 %", blended(0.4)),
+    Change("haze 20 %", hazy(0.2)),
+    Change("haze 40 %", hazy(0.4)),
     Change("red x 1.2", gained(1.2, 1, 1)),
     Change("green x 1.2", gained(1, 1.2, 1)),
     Change("blue x 1.2", gained(1, 1, 1.2)),
