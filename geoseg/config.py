@@ -6,8 +6,10 @@ import difflib
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -188,17 +190,54 @@ def check(model: type[_T], values: dict[str, Any], *, where: str) -> _T:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(
-            str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained", "float"))
-        )
-        if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(model), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: there is no setting {place!r}{hint}") from error
-        if first["type"] == "missing":
-            raise ConfigError(f"{where}: the setting {place!r} is missing") from error
-        raise ConfigError(f"{where}: {place}: {first['msg']}, got {_short(first['input'])}") from error
+        raise ConfigError(f"{where}: {what_is_wrong(error, model, values)}") from error
+
+
+def what_is_wrong(
+    error: ValidationError, model: type[BaseModel], values: Mapping[str, Any], *, below: tuple[str, ...] = ()
+) -> str:
+    """The first thing that is wrong with ``values`` as a ``model``, in a sentence; ``below`` is where in the file they stand."""
+    first, keys = _first(error, values)
+    place = _place((*below, *keys))
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        name, known = str(first["loc"][-1]), _known_keys(model)
+        near = difflib.get_close_matches(name, known, n=1) if name not in known else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"there is no setting {place!r}{hint}"
+    if first["type"] == "missing":
+        return f"the setting {place!r} is missing"
+    told = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    got = "" if isinstance(first["input"], (dict, BaseModel)) else f", got {_short(first['input'])}"
+    return f"{place}: {told}{got}" if place else f"{told}{got}"
+
+
+def _first(error: ValidationError, values: Any) -> tuple[Any, list[str | int]]:
+    """The first error and its keys; where several kinds were tried on a value, that of the kind which got furthest into it."""
+    errors = [(one, _keys(one["loc"], values, is_missing=one["type"] == "missing")) for one in error.errors()]
+    begun = errors[0][1]
+    return max((one for one in errors if one[1][: len(begun)] == begun), key=lambda one: len(one[1]))
+
+
+def _keys(loc: Sequence[str | int], values: Any, *, is_missing: bool) -> list[str | int]:
+    """The keys and places of ``loc`` that ``values`` have; the others name what pydantic tried of several kinds."""
+    keys: list[str | int] = []
+    at: Any = values
+    for part in loc:
+        if part in at if isinstance(at, Mapping) else isinstance(at, (list, tuple)) and part in range(len(at)):
+            keys.append(part)
+            at = at[part]
+    return [*keys, loc[-1]] if is_missing else keys
+
+
+def _place(keys: Sequence[str | int]) -> str:
+    """Keys with dots between them; tables and values of a list are counted from 1: ``stage 2: chip``."""
+    place = ""
+    for key in keys:
+        if isinstance(key, int):
+            place += f" {key + 1}:"
+        else:
+            place += ("" if not place else " " if place.endswith(":") else ".") + key
+    return place.removesuffix(":")
 
 
 def _short(value: object) -> str:
@@ -206,13 +245,15 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _known_keys(model: type[BaseModel]) -> list[str]:
-    keys: list[str] = []
-    for name, field in model.model_fields.items():
-        keys.append(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation)
-    return keys
+def _known_keys(annotation: Any) -> list[str]:
+    """The keys of a model and of those below it, however they are held, dataclasses among them."""
+    if is_dataclass(annotation):
+        return [field.name for field in fields(annotation)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        held = annotation.model_fields
+        names = [field.alias or name for name, field in held.items()]
+        return [*names, *(key for field in held.values() for key in _known_keys(field.annotation))]
+    return [key for one in get_args(annotation) for key in _known_keys(one)]
 
 
 def job_schema() -> str:

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from geoseg.config import PredictConfig
+from geoseg.config import PredictConfig, what_is_wrong
 from geoseg.errors import ConfigError, SceneError, StopError
 from geoseg.evaluate.calibrate import calibrated
 from geoseg.evaluate.judge import EvaluationScene, evaluate_scenes
 from geoseg.model.bundle import Bundle
-from geoseg.model.description import BundleDescription
+from geoseg.model.description import BundleDescription, OutsideVariant, UNetVariant
+from geoseg.model.outside import Outside, measured
 from geoseg.model.variants import build
 from geoseg.predict.bundles import load_bundle, save_bundle
 from geoseg.predict.failure import Failure
@@ -70,7 +72,8 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
     model = job.model
     names = tuple(one.name for one in model.classes)
     start = load_bundle(model.start) if model.start is not None else None
-    network = build(model.variant, len(model.bands), len(names), dates=model.dates)
+    variant = _measured_variant(job)
+    network = build(variant, len(model.bands), len(names), dates=model.dates)
     scenes, tables, uris, unreadable = _tables(found, out, job, keep_tables)
     check_classes(tables, names)
     labelled_m2 = sum(
@@ -98,7 +101,7 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
             border=None,
         )
         mean, std = measure_light(sampler, plain, reader, num_bands=len(model.bands))
-    description = _description(job, mean, std)
+    description = _description(job, variant, mean, std)
     _check_start(start, description)
     plan = TrainPlan(
         out=out,
@@ -112,7 +115,7 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
         optimizer=job.optimizer,
         start=model.start,
         checkpoint_every=job.checkpoint_every,
-        margin=network.margin,
+        margin=network.margin if not isinstance(network, Outside) else 0,
         settings="",
         chip_dtype=chip_dtype,
     )
@@ -164,12 +167,30 @@ def keep_tables_in_threads(
     return list(in_threads(lambda one: try_to_keep_table(one, resolution_m, num_classes), kept))
 
 
-def _description(job: TrainJob, mean: tuple[float, ...], std: tuple[float, ...]) -> BundleDescription:
+def _measured_variant(job: TrainJob) -> UNetVariant | OutsideVariant:
+    """The variant of the model; of a network from outside with its margin, which takes seconds."""
+    variant = job.model.variant
+    if not isinstance(variant, OutsideVariant):
+        return variant
+    padded = [number for number, stage in enumerate(job.stage, 1) if stage.padding == "valid"]
+    if padded:
+        raise ConfigError(
+            f"stage {padded[0]}: padding = 'valid' is for networks of ours, a {variant.title} pads as it was made to; leave it out"
+        )
+    try:
+        return measured(variant, len(job.model.bands))
+    except ConfigError as error:
+        raise ConfigError(f"model.variant: {error}") from error
+
+
+def _description(
+    job: TrainJob, variant: UNetVariant | OutsideVariant, mean: tuple[float, ...], std: tuple[float, ...]
+) -> BundleDescription:
     model = job.model
     try:
         return BundleDescription(
             name=model.name,
-            variant=model.variant,
+            variant=variant,
             dates=model.dates,
             bands=model.bands,
             dtype=model.dtype,
@@ -180,8 +201,9 @@ def _description(job: TrainJob, mean: tuple[float, ...], std: tuple[float, ...])
             classes=model.classes,
             origin=model.origin or f"Trained by geoseg on {', '.join(source.name for source in job.source)}.",
         )
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
+    except ValidationError as error:
+        sentence = what_is_wrong(error, BundleDescription, model.model_dump(), below=("model",))
+        raise ConfigError(sentence) from error
 
 
 def _check_start(start: Bundle | None, description: BundleDescription) -> None:
@@ -410,7 +432,9 @@ def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[Ex
     scenes = tuple(scene for scene, _ in good)
     sampler = Sampler(scenes, [table for _, table in good], [1.0] * len(plan.weights), seed=plan.seed)
     reader = ChipReader(scenes, dtype=plan.chip_dtype, value_range=plan.description.value_range)
-    margin, num_bands = predictor.network.margin, len(plan.description.bands)
+    margin = predictor.network.margin if predictor.tiling is None else 0  # a chip would be lost in a tile
+    logits_of = predictor.core_logits if predictor.tiling is None else predictor.chip_logits
+    num_bands = len(plan.description.bands)
     examples = []
     for position in range(_EXAMPLES):
         chip = reader.read(sampler.draw(stage, Place(_SHOWN_AS, 0, position)), stage, context=margin)
@@ -418,7 +442,7 @@ def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[Ex
         core = slice(margin, margin + side), slice(margin, margin + side)
         around = Raster(chip.pixels, chip.valid)
         valid = around.valid_at_all[core]
-        mask = class_mask(predictor.core_logits([around])[0], valid, bundle.description)
+        mask = class_mask(logits_of([around])[0], valid, bundle.description)
         if mask is not None:
             examples.append(ExampleChip(chip.pixels[:num_bands, core[0], core[1]], valid, chip.labels, mask))
     return examples

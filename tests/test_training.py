@@ -210,6 +210,17 @@ def test_imagery_of_another_dtype_is_told_with_the_remedy(folder: Path, tmp_path
             "hold_out belongs to use = 'split'",
         ),
         ({"source": 2 * [{"name": "v", "scenes": ["x"], "labels": [LABELS]}]}, "two sources have the same name"),
+        ({"stage": [{"chip": 32, "steps": 1}, {"chip": 8, "steps": 1}]}, "test: stage 2: chip: .*16, got 8"),
+        ({"stage": [{"chip": 32, "steps": 1, "resolution_m": [1, -1]}]}, "stage 1: resolution_m 2: .*greater than 0"),
+        ({"stage": [{"chip": 32}]}, "test: stage 1: a stage wants either steps or epochs$"),
+        (
+            {"stage": [{"chip": 32, "steps": 1, "loss": {"terms": [{"loss": {"name": "dice", "clases": [1]}}]}}]},
+            "no setting 'stage 1: loss.terms 1: loss.clases'; did you mean 'classes'",
+        ),
+        (
+            {"source": [{"name": "v", "scenes": ["x"], "labels": [{"uri": "a", "clas": "b"}]}]},
+            "no setting 'source 1: labels 1: clas'; did you mean 'class'",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:40],
 )
@@ -218,11 +229,38 @@ def test_a_wrong_setting_is_named(folder: Path, tmp_path: Path, change: dict[str
         training(folder, tmp_path, **change)
 
 
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ({"name": "unet", "width": 0}, r"test: model\.variant\.width: .*1, got 0$"),
+        ({"name": "unet", "widht": 8}, r"no setting 'model\.variant\.widht'; did you mean 'width'"),
+        ({"name": "smp", "encoder": "resnet18", "depth": 3}, r"no setting 'model\.variant\.depth'$"),
+        ({"name": "smp"}, r"the setting 'model\.variant\.encoder' is missing"),
+        ({"name": "Unet"}, r"model\.variant: its name is one of unet, .*, or smp"),
+        ("unet", r"model\.variant: .*got 'unet'"),
+        (
+            {"name": "smp", "encoder": "resnet18", "options": {"encoder_weights": "imagenet"}},
+            r"model\.variant\.options: options cannot set encoder_weights",
+        ),
+        (
+            {"name": "smp", "encoder": "resnet18", "options": {"decoder_channels": [16, "x"]}},
+            r"model\.variant\.options\.decoder_channels 2: .*got 'x'",
+        ),
+    ],
+)
+def test_a_wrong_variant_is_named_as_it_stands_in_the_file(
+    folder: Path, tmp_path: Path, variant: Any, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        training(folder, tmp_path, model=values(folder, tmp_path)["model"] | {"variant": variant})
+
+
 def test_settings_of_the_model_that_contradict_each_other_are_told(folder: Path, tmp_path: Path) -> None:
     model = values(folder, tmp_path)["model"]
     for change, told in (
         ({"mean": [1.0, 1.0, 1.0]}, "mean and std are given both"),
-        ({"mean": [1.0], "std": [1.0]}, "bands, mean and std must be equally many"),
+        ({"mean": [1.0], "std": [1.0]}, "^model: bands, mean and std must be equally many"),
+        ({"name": "a/b"}, "^model.name: .*got 'a/b'"),
         ({"dates": 3}, "has 1 dates, the model takes 3"),
     ):
         with pytest.raises(GeosegError, match=told):

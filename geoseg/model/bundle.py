@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from geoseg.config import what_is_wrong
 from geoseg.errors import BundleError
 from geoseg.model.description import BundleDescription, Frozen
 from geoseg.model.network import Network
@@ -76,11 +78,16 @@ class Bundle(Frozen):
         try:
             description = BundleDescription.model_validate_json(description_json)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or DESCRIPTION_NAME
-            raise BundleError(
-                f"{origin}: {DESCRIPTION_NAME} is no bundle description: {where}: {first['msg']}"
-            ) from error
+            sentence = what_is_wrong(error, BundleDescription, _as_json(description_json))
+            raise BundleError(f"{origin}: {DESCRIPTION_NAME} is no bundle description: {sentence}") from error
         bundle = cls(description=description, weights=weights)
         bundle.network()
         return bundle
+
+
+def _as_json(text: bytes) -> Any:
+    """The value, or nothing when it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}

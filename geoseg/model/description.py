@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, field_validator, model_validator
 
@@ -19,10 +19,14 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_OwnName = Literal["unet", "attention-unet", "resunet", "unet++", "unet3d", "vnet"]
+_OWN = get_args(_OwnName)
+
+
 class UNetVariant(Frozen):
     """The network's shape: variant name and widths."""
 
-    name: Literal["unet", "attention-unet", "resunet", "unet++", "unet3d", "vnet"] = "unet"
+    name: _OwnName = "unet"
     depth: Annotated[int, Field(ge=1, le=8)] = 4
     width: Annotated[int, Field(ge=1, le=512)] = 64
     norm: Literal["none", "batch"] = "batch"
@@ -68,10 +72,17 @@ class OutsideVariant(Frozen):
 
 def _kind_of(variant: Any) -> str:
     name = variant.get("name") if isinstance(variant, dict) else getattr(variant, "name", None)
-    return "smp" if name == "smp" else "own"
+    return "smp" if name == "smp" else "own" if name in _OWN or not isinstance(name, str) else "none"
 
 
-Variant = Annotated[Annotated[UNetVariant, Tag("own")] | Annotated[OutsideVariant, Tag("smp")], Discriminator(_kind_of)]
+Variant = Annotated[
+    Annotated[UNetVariant, Tag("own")] | Annotated[OutsideVariant, Tag("smp")],
+    Discriminator(
+        _kind_of,
+        custom_error_type="no_such_network",
+        custom_error_message=f"its name is one of {', '.join(_OWN)}, or smp for a network from outside",
+    ),
+]
 
 
 class ClassName(Frozen):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from geoseg.errors import ConfigError
+from geoseg.model.blocks import Padding
 from geoseg.model.description import OutsideVariant
 from geoseg.model.network import Network
 from geoseg.model.reach import Reach
@@ -42,6 +43,16 @@ class Outside(Network):
         """See ``Network.logits``."""
         logits_bchw: Tensor = self.module(image_bkhw)
         return logits_bchw
+
+    @property
+    def padding(self) -> Padding:
+        """``same``, as far as its own code has it."""
+        return "same"
+
+    @padding.setter
+    def padding(self, padding: Padding) -> None:
+        """``same`` alone; what its layers call a padding is their own."""
+        assert padding == "same"
 
     @property
     def stride(self) -> int:
@@ -81,7 +92,7 @@ def measured(variant: OutsideVariant, num_bands: int) -> OutsideVariant:
 def _module(variant: OutsideVariant, num_bands: int, num_classes: int) -> nn.Module:
     try:
         import segmentation_models_pytorch as smp
-    except ImportError as error:
+    except (ImportError, RuntimeError, AttributeError) as error:  # torchvision beside a torch that it was not built for
         raise ConfigError(
             f"the bundle's network is a {variant.title} of segmentation_models.pytorch, which cannot be imported ({error}); "
             "install it with: pip install 'geoseg[encoders]'"

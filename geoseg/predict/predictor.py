@@ -49,6 +49,11 @@ class Predictor:
         return self.network.core_logits(self._input(around))
 
     @torch.inference_mode()
+    def chip_logits(self, chips: list[Raster]) -> Tensor:
+        """Logits (b, class, row, col) of equally large rasters with nothing around them, by a network from outside."""
+        return self.network(self._input(chips))  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
     def cores(self, around: list[Raster]) -> list[tuple[Tensor, npt.NDArray[np.bool_] | None]]:
         """For each core its logits (class, row, col), and of a blended network where tiles disagree (axis, row, col)."""
         if self.tiling is None:

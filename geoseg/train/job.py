@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from geoseg.config import Section, load_settings
-from geoseg.model.description import ClassName, UNetVariant
+from geoseg.model.description import ClassName, UNetVariant, Variant
 from geoseg.train.sources import SourceConfig
 from geoseg.train.stages import StageConfig
 
@@ -17,12 +17,13 @@ _Count = Annotated[int, Field(ge=1)]
 class ModelConfig(Section):
     """The bundle that is to come out; see ``BundleDescription`` for what its fields mean.
 
-    ``mean`` and ``std`` of each band, in raw values, are measured on the training scenes when left out. ``start`` is the bundle
-    (name or URI) whose weights training begins with, instead of random ones.
+    The ``margin`` of a network from outside is measured, whatever stands there. ``mean`` and ``std`` of each band, in raw values,
+    are measured on the training scenes when left out. ``start`` is the bundle (name or URI) whose weights training begins with,
+    instead of random ones.
     """
 
     name: str
-    variant: UNetVariant = UNetVariant()
+    variant: Variant = UNetVariant()
     dates: Annotated[int, Field(ge=1, le=64)] = 1
     bands: Annotated[tuple[str, ...], Field(min_length=1)] = ("red", "green", "blue")
     dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"

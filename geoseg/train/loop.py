@@ -25,6 +25,7 @@ from geoseg.errors import StopError
 from geoseg.model.bundle import Bundle
 from geoseg.model.costs import shadow_of
 from geoseg.model.network import Network
+from geoseg.model.outside import Outside
 from geoseg.model.unet_plus_plus import UNetPlusPlus
 from geoseg.model.variants import build
 from geoseg.raster import store
@@ -128,7 +129,10 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(_groups(self._network, plan.optimizer.weight_decay), lr=0.0)
         self._module: nn.Module = _EachLogits(self._network)
         if group.world > 1:
-            self._module = DistributedDataParallel(self._module, broadcast_buffers=False)
+            # Some encoders have layers that their logits do not follow from.
+            self._module = DistributedDataParallel(
+                self._module, broadcast_buffers=False, find_unused_parameters=isinstance(self._network, Outside)
+            )
         self._position = Position(
             stage=0, step=0, total_steps=0, seconds=0.0, gflop=0.0, best=None, worse=0, settings=plan.settings
         )
@@ -200,8 +204,6 @@ class Trainer:
     def _step(self, stage: Stage, step: int, loss: DeepSupervision, batches: Iterator[ChipBatch]) -> dict[str, float]:
         """One update of the weights from this worker's passes and the others': loss, learning rate, wait for chips."""
         self._network.train()
-        # What no layer of ours does, a layer may do some day: random numbers follow from the place in training alone.
-        torch.manual_seed(hash((self._plan.seed, self._position.stage, step)) & 0x7FFFFFFF)
         rate = stage.learning_rate_at(step)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = rate
@@ -216,6 +218,8 @@ class Trainer:
             waited_s += time.perf_counter() - started
             for sentence in batch.failures:
                 self._observer.warned(sentence)
+            # Layers that drop at random, as networks from outside have them, drop the same on whichever worker.
+            torch.manual_seed(hash((self._plan.seed, self._position.stage, step, number)) & 0x7FFFFFFF)
             last = index == len(passes) - 1
             with contextlib.nullcontext() if last or self._group.world == 1 else self._module.no_sync():  # type: ignore[operator]
                 value = self._value(stage, step, number, batch, loss)

@@ -79,6 +79,7 @@ def job(scenes: Path, out: Path, *, seed: int, stages: list[dict[str, Any]], wid
         "source": [{"name": use, "use": use, "scenes": [pattern], "labels": LABELS} for use, pattern in of_use.items()],
         "stage": stages,
         "optimizer": {"ema": 0.97},
+        "cluster": {"read_threads": 1},
     }
     return check(TrainJob, values, where="schedule.py")
 
@@ -93,7 +94,7 @@ def progressive(num_steps: int, share: float, *, looks: int) -> list[dict[str, A
     return stages
 
 
-def run(job: TrainJob) -> list[dict[str, Any]]:
+def run(job: TrainJob, *, device: str = "cpu") -> list[dict[str, Any]]:
     """The records of a training, with the CPU seconds of its steps under ``cpu_s``."""
     prepared = prepare(job, keep_tables=keep_tables_in_threads)
     used = _CpuSeconds()
@@ -102,7 +103,8 @@ def run(job: TrainJob) -> list[dict[str, Any]]:
         if kind in ("stepped", "evaluated"):
             used.note(what)
 
-    train_share(prepared, partial(feed_from_threads, threads=1), tell, group=Group(), device="cpu")
+    feed = partial(feed_from_threads, threads=job.cluster.read_threads)
+    train_share(prepared, feed, tell, group=Group(), device=device)
     records = MetricsLog.load(prepared.plan.out, up_to=(len(prepared.plan.stages), prepared.plan.num_steps)).records
     return [{**record, "cpu_s": used.at[record["kind"], record["step"]]} for record in records]
 

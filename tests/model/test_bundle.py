@@ -67,6 +67,8 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_not_run(folder: Path, t
         ({"mean": [1.0]}, "equally many"),
         ({"format": "geoseg-bundle/9"}, "format"),
         ({"surprise": 1}, "surprise"),
+        ({"variant": {"name": "unet", "width": 0}}, "description: variant.width: .*1, got 0"),
+        ({"variant": {"name": "smp"}}, "'variant.encoder' is missing"),
         ({"classes": [{"name": "one", "color": [0, 0, 0]}]}, "2 to 254 classes"),
     ],
 )

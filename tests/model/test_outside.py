@@ -181,13 +181,13 @@ def test_old_descriptions_read_and_write_as_before() -> None:
 @pytest.mark.parametrize(
     ("variant", "sentence"),
     [
-        ({"name": "smp"}, "variant.smp.encoder: Field required"),
-        ({"name": "smp", "encoder": "convs", "depth": 4}, "variant.smp.depth: Extra inputs"),
+        ({"name": "smp"}, "the setting 'variant.encoder' is missing"),
+        ({"name": "smp", "encoder": "convs", "depth": 4}, "no setting 'variant.depth'"),
         (
             {"name": "smp", "encoder": "convs", "options": {"encoder_weights": "imagenet"}},
             "weights come with the bundle",
         ),
-        ({"name": "unets", "depth": 4}, "variant.own.name"),
+        ({"name": "unets", "depth": 4}, "variant: its name is one of unet, .*, or smp"),
         ({"name": "smp", "encoder": "resnet"}, "makes no Unet of resnet with options .*: 'Unet resnet is not there'"),
         ({"name": "smp", "encoder": "convs", "options": {"size": 3}}, "makes no Unet of convs.*size"),
     ],

@@ -34,22 +34,38 @@ class _Encoder(nn.Module):
 
 
 class _Model(nn.Module):
-    def __init__(self, encoder: _Encoder, width: int, classes: int) -> None:
+    def __init__(self, encoder: _Encoder, width: int, classes: int, *, dropout: float, idle: bool) -> None:
         super().__init__()
         self.encoder = encoder
+        self.drop = nn.Dropout2d(dropout)
+        if idle:
+            self.idle = nn.Conv2d(width, width, 1)
         self.up = nn.UpsamplingNearest2d(scale_factor=4)
         self.head = nn.Conv2d(width, classes, 3, padding=1)
 
     def forward(self, image_bkhw: Tensor) -> Tensor:
-        logits_bchw: Tensor = self.head(self.up(self.encoder(image_bkhw)))
+        logits_bchw: Tensor = self.head(self.up(self.drop(self.encoder(image_bkhw))))
         return logits_bchw
 
 
 def create_model(
-    arch: str, encoder_name: str, *, encoder_weights: str | None, in_channels: int, classes: int, width: int = 8
+    arch: str,
+    encoder_name: str,
+    *,
+    encoder_weights: str | None,
+    in_channels: int,
+    classes: int,
+    width: int = 8,
+    dropout: float = 0.0,
+    idle: bool = False,
 ) -> nn.Module:
-    """Return a network as the real one would; its KeyError names what is not known."""
+    """Return a network as the real one would; its KeyError names what is not known.
+
+    ``dropout``: share of the features that are dropped in training. ``idle``: has a layer that it does not use.
+    """
     assert encoder_weights is None, "weights come with the bundle, never from the network"
     if arch != "Unet" or encoder_name not in ("convs", "gated"):
         raise KeyError(f"{arch} {encoder_name} is not there")
-    return _Model(_Encoder(in_channels, width, is_gated=encoder_name == "gated"), width, classes)
+    return _Model(
+        _Encoder(in_channels, width, is_gated=encoder_name == "gated"), width, classes, dropout=dropout, idle=idle
+    )
