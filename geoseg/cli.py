@@ -249,7 +249,9 @@ def verify(out: str) -> None:
 @click.option("--out", default="demo-out", show_default=True, help="Folder for the scene, its mask and the picture.")
 @click.option("--size", default=2048, show_default=True, help="Side of the generated scene in pixels.")
 @click.option("--seed", default=2001, show_default=True, help="Seed of the generated scene.")
-@click.option("--scenes", type=click.IntRange(1), help="Only write so many scenes, of the seeds from --seed on, with truth.")
+@click.option(
+    "--scenes", type=click.IntRange(1), help="Only write so many scenes, of the seeds from --seed on, with truth."
+)
 def demo(out: str, size: int, seed: int, scenes: int | None) -> None:
     """Generate a scene, predict it on Ray, and show image, mask and truth side by side."""
     from geoseg.demo import run_demo, write_scenes

@@ -14,7 +14,7 @@ OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, which share its fixtures, and all files with Ray in one, side by side with the rest."""
+    """Keep the tests of a file in one process, as they share fixtures, and all files with Ray in one."""
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
