@@ -49,9 +49,8 @@ FULL = {"chip": 256, "batch": 4, "learning_rate": 3e-3, "warmup_steps": 10, "los
 RISING = [
     {**FULL, "resolution_m": 2.4, "chip": 64, "batch": 8},
     {**FULL, "resolution_m": 1.2, "chip": 128, "batch": 4},
-    {**FULL, "learning_rate": 5e-4},
 ]
-SHARES = (0.1, 0.75, 0.15)  # of the pixels of a progressive run, stage by stage
+SHARES = (0.1, 0.9)  # of the pixels of a progressive run, stage by stage
 
 
 def with_overviews(folder: Path) -> Path:
@@ -64,7 +63,7 @@ def with_overviews(folder: Path) -> Path:
     return folder
 
 
-def job(scenes: Path, out: Path, *, seed: int, stages: list[dict[str, Any]], width: int) -> TrainJob:
+def job(scenes: Path, out: Path, *, seed: int, stages: list[dict[str, Any]], width: int, precision: str) -> TrainJob:
     """A training on the scenes of ``scenes`` with ``stages``."""
     of_use = {"train": f"{scenes}/dubai_[13567].tif", "validate": f"{scenes}/dubai_2.tif"}
     values = {
@@ -78,7 +77,7 @@ def job(scenes: Path, out: Path, *, seed: int, stages: list[dict[str, Any]], wid
         },
         "source": [{"name": use, "use": use, "scenes": [pattern], "labels": LABELS} for use, pattern in of_use.items()],
         "stage": stages,
-        "optimizer": {"ema": 0.97},
+        "optimizer": {"ema": 0.97, "precision": precision},
         "cluster": {"read_threads": 1},
     }
     return check(TrainJob, values, where="schedule.py")
@@ -137,6 +136,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=360, help="of the fixed run, 262,144 pixels each")
     parser.add_argument("--share", type=float, default=1 / 3, help="pixels of the progressive run, of the fixed one's")
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--out", type=Path, help="folder for records and the picture; without one they are not kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -151,7 +151,18 @@ def main() -> None:
             }
             for name, each in runs.items():
                 out = Path(folder) / f"{name}-{seed}"
-                each.append(run(job(scenes, out, seed=seed, stages=stages[name], width=arguments.width)))
+                each.append(
+                    run(
+                        job(
+                            scenes,
+                            out,
+                            seed=seed,
+                            stages=stages[name],
+                            width=arguments.width,
+                            precision=arguments.precision,
+                        )
+                    )
+                )
             rows.append(compared(seed, runs["fixed"][-1], runs["progressive"][-1]))
             print(told(rows[-1]), flush=True)
             if arguments.out is not None:
