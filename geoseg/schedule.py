@@ -102,8 +102,8 @@ class Night:
         """The command of a machine's own scheduler. Raises ConfigError for a job that counts on a working directory."""
         if self.job.files:
             raise ConfigError(
-                f"{self.path}: it names {self.job.files[0][0]} by a relative path, and a scheduler runs it elsewhere; name it by an "
-                "absolute path or a URI"
+                f"{self.path}: it names {self.job.files[0][0]} by a relative path, and a scheduler runs it elsewhere; name it "
+                "by an absolute path or a URI"
             )
         if self.address is None:
             return shlex.join([self.program, "nightly", str(self.path)])
