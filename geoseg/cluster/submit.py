@@ -28,6 +28,7 @@ _COMMANDS: dict[Kind, tuple[str, ...]] = {
     "evaluate": ("evaluate", "--address", "auto"),
 }
 _POLL_S = 2.0
+_NO_NODE_YET_S = 60.0
 _TRIES = 5  # in a row, while a job is followed
 
 
@@ -76,6 +77,13 @@ class Cluster:
                 target = Path(folder) / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
+            self._hand_in(submission_id, job, kind, folder)
+        return self.status(submission_id)
+
+    def _hand_in(self, submission_id: str, job: JobFile, kind: Kind, folder: str) -> None:
+        """Submit, for a while again when the cluster has only just been started and no node of it takes jobs yet."""
+        give_up = time.monotonic() + _NO_NODE_YET_S
+        while True:
             try:
                 with self._told("hand the job in"):
                     self._client.submit_job(
@@ -84,12 +92,14 @@ class Cluster:
                         runtime_env={"working_dir": folder},
                         metadata={"geoseg": kind, "job_sha256": job.digest},
                     )
-            except StopError:
-                there = self._find(submission_id)  # handed in by another in the same moment
-                if there is None:
-                    raise
-                raise _twice(there) from None
-        return self.status(submission_id)
+                return
+            except StopError as error:
+                if "No available agent" not in str(error) or time.monotonic() > give_up:
+                    there = self._find(submission_id)  # handed in by another in the same moment
+                    if there is None:
+                        raise
+                    raise _twice(there) from None
+            time.sleep(_POLL_S)
 
     def status(self, submission_id: str) -> Submission:
         """How a job stands. Raises ConfigError when the cluster knows none of that id."""
@@ -168,7 +178,8 @@ def _use_token() -> None:
     if "RAY_AUTH_MODE" not in os.environ and (has_token or (Path.home() / ".ray" / "auth_token").is_file()):
         os.environ["RAY_AUTH_MODE"] = "token"
         ray._raylet.Config.initialize("")  # type: ignore[attr-defined]  # noqa: SLF001 - as Ray's own commands do it
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what is uploaded is told by geoseg
 
 
 def _submission(info: JobDetails) -> Submission:

@@ -48,7 +48,7 @@ def geoseg(folder: Path, head: RayHead, *arguments: str, **environment: str) -> 
         env={**clean, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "HOME": str(folder), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 

@@ -48,7 +48,7 @@ class RayHead:
 
 
 @contextlib.contextmanager
-def ray_head(*, num_cpus: int = 2, timeout_s: float = 60) -> Iterator[RayHead]:
+def ray_head(*, num_cpus: int = 2, timeout_s: float = 120) -> Iterator[RayHead]:
     """Run a head for the length of the block, in a process group that ends with it.
 
     Raises ServerError when it does not answer within ``timeout_s``.
@@ -77,6 +77,7 @@ def ray_head(*, num_cpus: int = 2, timeout_s: float = 60) -> Iterator[RayHead]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(_REPOSITORY),
         "RAY_memory_monitor_refresh_ms": "0",  # else it ends ours for what others on this machine take
+        "RAY_agent_register_timeout_ms": "120000",  # else a node ends when a busy machine takes long to start its agent
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "OMP_NUM_THREADS": "1",
     }
@@ -88,6 +89,8 @@ def ray_head(*, num_cpus: int = 2, timeout_s: float = 60) -> Iterator[RayHead]:
     try:
         _wait_for(head, process, log, time.monotonic() + timeout_s)
         yield head
+        if process.poll() is not None:
+            raise ServerError(f"Ray's head ended by itself: {_last_words(head, log)}")
     finally:
         _end(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,11 +101,21 @@ def _wait_for(head: RayHead, process: subprocess.Popen[bytes], log: Path, give_u
     while True:
         try:
             with urllib.request.urlopen(request, timeout=5):
+                head.metrics()  # by the agent, which comes up last and starts the jobs
                 return
         except (urllib.error.URLError, OSError):
             if process.poll() is not None or time.monotonic() > give_up:
-                raise ServerError(f"Ray's head did not answer: {log.read_text()[-2000:]}") from None
+                raise ServerError(f"Ray's head did not answer: {_last_words(head, log)}") from None
             time.sleep(0.2)
+
+
+def _last_words(head: RayHead, log: Path) -> str:
+    logs = [
+        log,
+        *(head.folder / "session_latest" / "logs").glob("raylet.*"),
+        *head.folder.glob("session_latest/logs/gcs_server.out"),
+    ]
+    return "\n".join(f"--- {each.name}\n{each.read_text(errors='replace')[-1500:]}" for each in logs if each.is_file())
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
