@@ -233,6 +233,100 @@ def train(job: str, out: str | None, seed: int | None, quiet: bool, **cluster: A
 
 
 @main.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--cron", required=True, help="When: minute, hour, day, month, weekday: '0 2 * * *'.")
+@click.option("--timezone", required=True, help="Of that time: Europe/Zurich.")
+@click.option(
+    "--as",
+    "scheduler",
+    type=click.Choice(["kubernetes", "systemd", "crontab", "airflow"]),
+    default="kubernetes",
+    show_default=True,
+)
+@click.option("--image", help="Of the pods (kubernetes).")
+@click.option("--namespace", default="geoseg", show_default=True, help="Of the pods (kubernetes).")
+@click.option(
+    "--address", help="Submit to this Ray cluster (http://head:8265) instead of running on the machine itself."
+)
+def schedule(job: str, cron: str, timezone: str, scheduler: str, **where: Any) -> None:
+    """Print what makes a scheduler run `geoseg nightly JOB` at that time; nothing is changed anywhere."""
+    import shutil
+    from datetime import datetime
+    from pathlib import Path
+
+    from geoseg.jobfile import load_job_file
+    from geoseg.schedule import SCHEDULERS, Night, When
+
+    when = When(cron, timezone)
+    program = shutil.which("geoseg") or "geoseg"
+    night = Night(job=load_job_file(job), path=Path(job).resolve(), when=when, program=program, **where)
+    click.echo(SCHEDULERS[scheduler](night), nl=False)
+    jumped = when.skipped(datetime.now())  # noqa: DTZ005 - the clock on the wall
+    if jumped is not None:
+        click.echo(
+            f"warning: in {timezone} there is no {jumped:%H:%M on %Y-%m-%d}; that night may be left out", err=True
+        )
+
+
+@main.command("start-rayjob", hidden=True)
+@click.argument("template")
+@click.option("--job", required=True, type=click.Path(dir_okay=False), help="Job file; with the day it makes the name.")
+@click.option("--timezone", required=True, help="Decides which day it is.")
+def start_rayjob(template: str, job: str, timezone: str) -> None:
+    """In a pod: copy the suspended RayJob TEMPLATE under tonight's name and follow it to its end."""
+    import os
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    from geoseg.jobfile import load_job_file
+    from geoseg.kubernetes import ApiServer, start_ray_job
+
+    environment = dict(os.environ)
+    owner = (environment["OWNER_NAME"], environment["OWNER_UID"]) if environment.get("OWNER_UID") else None
+    name = load_job_file(job).submission_id("nightly", datetime.now(ZoneInfo(timezone)).date())
+    sys.exit(start_ray_job(ApiServer.of_this_pod(environment), template, name, owner=owner, tell=click.echo))
+
+
+@main.command()
+@click.argument("job", type=click.Path(dir_okay=False), required=False)
+@click.option(
+    "--address", required=True, envvar="RAY_API_SERVER_ADDRESS", help="Dashboard of the cluster: http://head:8265."
+)
+@click.option(
+    "--run", "kind", type=click.Choice(["nightly", "predict", "train", "evaluate"]), help="[default: nightly]"
+)
+@click.option("--name", help="Id of the job.  [default: day and settings, so that a night is submitted once]")
+@click.option("--no-wait", is_flag=True, help="Hand the job in and return; else its log is followed to its end.")
+@click.option("--status", metavar="ID", help="Tell how a job stands.")
+@click.option("--stop", metavar="ID", help="End a job; what it has published stays.")
+def submit(job: str | None, address: str, status: str | None, stop: str | None, **how: Any) -> None:
+    """Run JOB (TOML) on a Ray cluster through its job API; exits as the job does.
+
+    Small files that JOB names by relative paths travel with it. A token is taken from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
+    """
+    from geoseg.cluster.submit import Cluster, submit_and_follow
+    from geoseg.jobfile import load_job_file
+
+    if sum(each is not None for each in (job, status, stop)) != 1:
+        raise click.UsageError("name one of: a JOB to submit, --status ID, --stop ID")
+    if job is None:
+        cluster = Cluster(address)
+        told = cluster.status(status) if status else cluster.stop(stop or "")
+        click.echo(told.line())
+        sys.exit(told.exit_code if status else 0)
+    ended = submit_and_follow(
+        load_job_file(job),
+        address,
+        kind=how["kind"] or "nightly",
+        name=how["name"],
+        wait=not how["no_wait"],
+        tell=lambda text: click.echo(text, nl=False),
+    )
+    click.echo(ended.line(), err=True)
+    sys.exit(ended.exit_code or 0)
+
+
+@main.command()
 @click.argument("out")
 def verify(out: str) -> None:
     """Read every object published under OUT again and check it against its item."""

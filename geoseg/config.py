@@ -118,18 +118,26 @@ class ClusterConfig(Section):
     """Where the work runs.
 
     ``engine``: ``local`` is a plain loop, ``ray`` a Ray Data chain, ``auto`` takes the loop for small work without an
-    ``address``. ``workers``: device actors. ``read``: ``actor`` reads pixels where they are used, ``tasks`` on CPU tasks
-    before, for hosts whose CPUs cannot feed their GPU. ``read_threads``: threads that read ahead in a worker; they share
-    the blocks they decode.
+    ``address``. ``workers``: device actors. ``gpus``: of a GPU for each worker; a cluster that grows from nothing has none
+    yet, and gets those it is asked for. By default they share those there are.
+    ``read``: ``actor`` reads pixels where they are used, ``tasks`` on CPU tasks before, for hosts whose CPUs cannot feed
+    their GPU. ``read_threads``: threads that read ahead in a worker; they share the blocks they decode.
     ``object_store_mib``: ceiling for what the chain keeps in Ray's object store.
     """
 
     engine: Literal["auto", "local", "ray"] = "auto"
     address: str | None = None
     workers: Annotated[int, Field(ge=1)] | None = None
+    gpus: Annotated[FiniteFloat, Field(gt=0)] | None = None
     read: Literal["actor", "tasks"] = "actor"
     read_threads: Annotated[int, Field(ge=1, le=64)] = 1
     object_store_mib: Annotated[int, Field(ge=64)] = 512
+
+    @model_validator(mode="after")
+    def _says_how_many(self) -> ClusterConfig:
+        if self.gpus is not None and self.workers is None:
+            raise ValueError("gpus is for each worker; say how many workers there are to be at most")
+        return self
 
 
 class StackConfig(Section):
@@ -166,16 +174,19 @@ def load_job(path: str | None, overrides: dict[str, Any]) -> Job:
     return load_settings(Job, path, overrides)
 
 
+def read_toml(path: str) -> dict[str, Any]:
+    """The values of a TOML file, unchecked. Raises ConfigError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+
+
 def load_settings(model: type[_T], path: str | None, overrides: dict[str, Any]) -> _T:
     """The ``model`` of a TOML file (or none) with the values of ``overrides`` on top. Raises ConfigError."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: there is no such file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise ConfigError(f"{path}: not a readable TOML file: {error}") from error
+    values = read_toml(path) if path is not None else {}
     for key, value in overrides.items():
         if isinstance(value, dict):
             section = values.setdefault(key, {})

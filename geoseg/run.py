@@ -138,7 +138,7 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
         if engine == "ray":
             from geoseg.cluster.predict import predict_on_cluster
 
-            ledger = predict_on_cluster(refs, run, job.cluster, progress, check=lease.check)
+            ledger = predict_on_cluster(refs, run, job.cluster, progress, run_id=lease.run_id, check=lease.check)
         else:
             ledger = predict_locally(refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
         report = _report(run, engine, ledger, progress)

@@ -10,6 +10,7 @@ import ray
 from ray.data import Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 
+from geoseg.cluster.metrics import SceneMeter
 from geoseg.cluster.operators import Publisher
 from geoseg.cluster.rows import failure_of, report_of, window_of
 from geoseg.errors import GeosegError, StopError
@@ -26,8 +27,11 @@ _AT_ONCE = 4  # scenes that one publisher puts together side by side
 class Driver:
     """Follows a chain's outcomes, round after round, and keeps the ledger."""
 
-    def __init__(self, run: RunSpec, progress: Progress, check: Callable[[], None], *, publishers: int) -> None:
+    def __init__(
+        self, run: RunSpec, progress: Progress, check: Callable[[], None], *, publishers: int, meter: SceneMeter
+    ) -> None:
         self.ledger = Ledger(progress)
+        self._meter = meter
         self._progress, self._check = progress, check
         actor = ray.remote(Publisher).options(
             num_cpus=0, max_restarts=-1, max_task_retries=1, max_concurrency=_AT_ONCE, scheduling_strategy="SPREAD"
@@ -48,11 +52,13 @@ class Driver:
                 if complete is not None:
                     self._publishing[next(self._publishers).publish.remote(complete.to_json())] = complete
                 self._collect(wait_for=may_wait)
+                self._meter.settled(self.ledger.reports)
                 self._progress.show()
                 self._check()
         except (ray.exceptions.RayError, RuntimeError, ExecutionTimeoutError) as error:
             raise _as_ours(error) from error
         self._collect(wait_for=0)
+        self._meter.settled(self.ledger.reports)
 
     def _take(self, row: dict[str, Any]) -> ScenePlan | None:
         """Note an outcome; the plan of a scene that is complete with it."""

@@ -7,13 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-from ray.util.metrics import Counter
 
+from geoseg.cluster.metrics import WindowMeter
 from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, ended, outcome_row, pack_pixels, task_of, unpack_pixels
 from geoseg.predict.failure import Failure
 from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.publish import HeldBack, Published, try_to_publish
-from geoseg.predict.reading import WindowDone, WindowPixels, WindowReader
+from geoseg.predict.reading import WindowPixels, WindowReader
 
 _PIXELS = pa.schema([*DESCRIPTOR, ("pixels", pa.large_binary())])
 
@@ -42,7 +42,7 @@ def read_windows(table: pa.Table, run: RunSpec) -> pa.Table:
 class PredictWindows:
     """A device actor: the network is loaded once, then batches of window rows become parts in the store."""
 
-    def __init__(self, run: RunSpec, read_threads: int, threads: int) -> None:
+    def __init__(self, run: RunSpec, run_id: str, read_threads: int, threads: int) -> None:
         import torch
 
         from geoseg.predict.memory import set_memory_up
@@ -52,9 +52,7 @@ class PredictWindows:
         torch.set_num_threads(threads)
         self._worker = Worker(run, read_threads=read_threads)
         self._ready_at = time.time()
-        self._windows = Counter("geoseg_windows", "Write windows ended, by outcome", tag_keys=("outcome",))
-        self._pixels = Counter("geoseg_pixels", "Valid pixels predicted")
-        self._seconds = Counter("geoseg_seconds", "Seconds spent, by step", tag_keys=("step",))
+        self._meter = WindowMeter(run_id)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Descriptors (or, in split mode, pixels) in, outcomes out."""
@@ -66,16 +64,9 @@ class PredictWindows:
         pixels = [unpack_pixels(row["pixels"]) for row in todo] if "pixels" in table.column_names else None
         for done in self._worker.run(list(by_task), pixels):
             outcomes.append(outcome_row(by_task[done.task], done, self._ready_at))
-            self._count(done)
+            self._meter.window(done)
+        self._meter.waited(self._worker.waited_s)
         return pa.Table.from_pylist(outcomes, schema=OUTCOME)
-
-    def _count(self, done: WindowDone) -> None:
-        self._windows.inc(1, {"outcome": "failed" if done.failure else "skipped" if done.skipped else "done"})
-        if done.valid_pixels:
-            self._pixels.inc(done.valid_pixels)
-        for step, seconds in (("read", done.read_s), ("predict", done.predict_s), ("write", done.write_s)):
-            if seconds > 0:
-                self._seconds.inc(seconds, {"step": step})
 
 
 class Publisher:

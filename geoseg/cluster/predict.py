@@ -9,6 +9,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 
 from geoseg.cluster.driver import Driver
+from geoseg.cluster.metrics import SceneMeter
 from geoseg.cluster.operators import PredictWindows, read_windows
 from geoseg.cluster.resources import Workers, plan_workers
 from geoseg.cluster.rows import PlannedScenes, list_scene_windows
@@ -27,24 +28,34 @@ _LISTING_CPUS = 0.5  # it mostly waits; and unlike its neighbours', or Ray would
 
 
 def predict_on_cluster(
-    refs: Sequence[SceneRef], run: RunSpec, cluster: ClusterConfig, progress: Progress, *, check: Callable[[], None]
+    refs: Sequence[SceneRef],
+    run: RunSpec,
+    cluster: ClusterConfig,
+    progress: Progress,
+    *,
+    run_id: str,
+    check: Callable[[], None],
 ) -> Ledger:
     """Predict and publish scenes with Ray; ``check`` is called now and then and may end the run.
+
+    ``run_id`` is the label of the run in the metrics.
 
     The objects are those of ``predict_locally``, byte for byte. Raises StopError kinds alone.
     """
     with session(cluster.address, workers=cluster.workers or 1):
         workers = plan_workers(cluster)
-        driver = Driver(run, progress, check, publishers=workers.publishers)
+        meter = SceneMeter(run_id)
+        driver = Driver(run, progress, check, publishers=workers.publishers, meter=meter)
         for left in driver.ledger.rounds(refs):
             alone = driver.ledger.is_last_round
             with settings(cluster, rows_per_block=1 if alone else workers.rows_per_block):
-                driver.follow(window_outcomes(left, run, cluster, workers, alone=alone))
+                driver.follow(window_outcomes(left, run, cluster, workers, run_id=run_id, alone=alone))
+        meter.settled(driver.ledger.reports)
         return driver.ledger
 
 
 def window_outcomes(
-    refs: Sequence[SceneRef], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, alone: bool
+    refs: Sequence[SceneRef], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, run_id: str, alone: bool
 ) -> Dataset:
     """The chain: scenes go in, a row comes out for each scene that was planned and each window that ended.
 
@@ -74,7 +85,7 @@ def window_outcomes(
         )
     outcomes: Dataset = rows.map_batches(
         PredictWindows,
-        fn_constructor_args=(run, cluster.read_threads, workers.threads),
+        fn_constructor_args=(run, run_id, cluster.read_threads, workers.threads),
         batch_size=rows_per_task,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers.num, max_tasks_in_flight_per_actor=at_once),

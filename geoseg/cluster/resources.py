@@ -30,7 +30,7 @@ class Workers:
 
 
 def plan_workers(cluster: ClusterConfig) -> Workers:
-    """A worker for each GPU, or without GPUs one for each core; ``cluster.workers`` overrules.
+    """A worker for each GPU, or without GPUs one for each core; ``cluster.workers`` and ``cluster.gpus`` overrule.
 
     With a thread each, no worker waits for a thread that another process holds up, and one reads while another computes;
     fewer workers take less memory. Device actors never take all CPUs: planning and reading would wait for ever.
@@ -39,9 +39,11 @@ def plan_workers(cluster: ClusterConfig) -> Workers:
     nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
     cpus, gpus = there.get("CPU", 1.0), int(there.get("GPU", 0))
     read_tasks, publishers = max(1, int(cpus) - 1), min(nodes, _MAX_PUBLISHERS)
-    if gpus:
+    if cluster.gpus or gpus:
         num, per_worker, threads, rows = cluster.workers or gpus, 0.0, 1, _ROWS_ON_GPU
-        gpu_share = min(1.0, gpus / num)
+        gpu_share = cluster.gpus or min(1.0, gpus / num)
+        if cluster.gpus:  # the cluster is to grow to them
+            read_tasks = max(read_tasks, num)
     else:
         cores = (os.cpu_count() or 1) if nodes == 1 else max(1, int(cpus))
         num, gpu_share, rows = cluster.workers or max(1, min(cores, int(cpus))), 0.0, _ROWS_ON_CPU

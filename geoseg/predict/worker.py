@@ -35,6 +35,7 @@ class Worker:
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._ahead = read_threads + self.batch
+        self.waited_s = 0.0  # for pixels, when no window was ready to be predicted
 
     def run(self, tasks: Iterable[Task], pixels: Iterable[WindowPixels] | None = None) -> Iterator[WindowDone]:
         """Read (unless ``pixels`` come along), predict and store windows; one outcome for each task, in no order.
@@ -71,9 +72,15 @@ class Worker:
             waiting.append((task, self._readers.submit(self.reader.read, task)))
             if len(waiting) > self._ahead:
                 first, future = waiting.pop(0)
-                yield first, future.result()
+                yield first, self._wait_for(future)
         for last, future in waiting:
-            yield last, future.result()
+            yield last, self._wait_for(future)
+
+    def _wait_for(self, read: Future[WindowPixels | WindowDone]) -> WindowPixels | WindowDone:
+        start = time.perf_counter()
+        done = read.result()
+        self.waited_s += time.perf_counter() - start
+        return done
 
     def _predict(self, batch: list[tuple[Task, WindowPixels]]) -> list[Future[WindowDone]]:
         """Masks of a batch on their way to the store. What fails together is tried in halves, in the end each alone."""

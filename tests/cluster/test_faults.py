@@ -64,7 +64,9 @@ def test_planning_and_listing_stay_tasks_of_their_own(
     write_scene(tmp_path / "a.tif", synthetic_image(60, 60, seed=1).pixels_bhw)
     job = load_job(None, {"scenes": [str(tmp_path)], "out": str(tmp_path / "out"), "bundle": str(bundle)})
     cluster = ClusterConfig(read="tasks")
-    chain = window_outcomes(list_scenes(job.scenes), make_run_spec(job), cluster, plan_workers(cluster), alone=False)
+    chain = window_outcomes(
+        list_scenes(job.scenes), make_run_spec(job), cluster, plan_workers(cluster), run_id="", alone=False
+    )
     chain.explain()
     plan = capsys.readouterr().out
     for step in ("ReadPlannedScenes", "MapBatches(list_scene_windows)", "MapBatches(read_windows)"):

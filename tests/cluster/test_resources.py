@@ -1,0 +1,43 @@
+"""What a run asks of a cluster, whatever is there when it begins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from geoseg.cluster.resources import plan_workers
+from geoseg.config import ClusterConfig, check
+from geoseg.errors import ConfigError
+
+HEAD_ALONE = {"node:10.0.0.1": 1.0, "memory": 4e9}
+
+
+@pytest.fixture
+def cluster_has(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def has(resources: dict[str, float], nodes: int = 1) -> None:
+        monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * nodes)
+
+    return has
+
+
+def test_a_cluster_that_has_no_worker_yet_is_asked_for_gpus(cluster_has: Any) -> None:
+    """Its autoscaler adds a node for each worker that waits for a GPU; without them it would add CPUs."""
+    cluster_has(HEAD_ALONE)
+    workers = plan_workers(ClusterConfig(workers=16, gpus=1))
+    assert (workers.num, workers.gpus, workers.cpus) == (16, 1.0, 0.0)
+    assert workers.read_tasks >= 16, "scenes of 16 workers are listed side by side, once there are nodes for that"
+
+
+def test_gpus_that_are_there_are_shared_unless_told_otherwise(cluster_has: Any) -> None:
+    cluster_has({"CPU": 8.0, "GPU": 2.0}, nodes=2)
+    assert plan_workers(ClusterConfig(workers=4)).gpus == 0.5
+    assert plan_workers(ClusterConfig(workers=4, gpus=1)).gpus == 1.0
+    assert plan_workers(ClusterConfig()).num == 2
+
+
+def test_gpus_without_a_number_of_workers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="say how many workers"):
+        check(ClusterConfig, {"gpus": 1}, where="job.toml")

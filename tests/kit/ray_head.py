@@ -1,0 +1,128 @@
+"""A Ray head as an operator starts one: a process of its own, with token authentication, a dashboard and metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kit.object_store import ServerError, free_ports
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class RayHead:
+    """Where a head is found, and the token that it asks for."""
+
+    folder: Path
+    port: int
+    dashboard_port: int
+    metrics_port: int
+    token: str = field(repr=False)
+
+    @property
+    def address(self) -> str:
+        """The URL of the dashboard, which takes jobs."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def client_environment(self) -> dict[str, str]:
+        """What a client needs besides the address."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def metrics(self) -> str:
+        """What the node exports to Prometheus now."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+            return answer.read().decode()
+
+
+@contextlib.contextmanager
+def ray_head(*, num_cpus: int = 2, timeout_s: float = 120) -> Iterator[RayHead]:
+    """Run a head for the length of the block, in a process group that ends with it.
+
+    Raises ServerError when it does not answer within ``timeout_s``.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="geoseg-head-", dir="/tmp"))  # short: Ray's sockets lie below it
+    port, dashboard, metrics, agent, agent_grpc, client = free_ports(6)
+    head = RayHead(folder, port, dashboard, metrics, secrets.token_hex())
+    options = {
+        "port": port,
+        "node-ip-address": "127.0.0.1",
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "dashboard-agent-grpc-port": agent_grpc,
+        "ray-client-server-port": client,
+        "metrics-export-port": metrics,
+        "num-cpus": num_cpus,
+        "object-store-memory": 128 << 20,
+        "temp-dir": folder,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    environment = {
+        **os.environ,
+        **head.client_environment(),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(_REPOSITORY),
+        "RAY_memory_monitor_refresh_ms": "0",  # else it ends ours for what others on this machine take
+        "RAY_agent_register_timeout_ms": "120000",  # else a node ends when a busy machine takes long to start its agent
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    log = folder / "head.log"
+    with log.open("wb") as told:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=told, start_new_session=True
+        )
+    try:
+        _wait_for(head, process, log, time.monotonic() + timeout_s)
+        yield head
+        if process.poll() is not None:
+            raise ServerError(f"Ray's head ended by itself: {_last_words(head, log)}")
+    finally:
+        _end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(head: RayHead, process: subprocess.Popen[bytes], log: Path, give_up: float) -> None:
+    request = urllib.request.Request(f"{head.address}/api/version", headers={"Authorization": f"Bearer {head.token}"})
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                head.metrics()  # by the agent, which comes up last and starts the jobs
+                return
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None or time.monotonic() > give_up:
+                raise ServerError(f"Ray's head did not answer: {_last_words(head, log)}") from None
+            time.sleep(0.2)
+
+
+def _last_words(head: RayHead, log: Path) -> str:
+    logs = [
+        log,
+        *(head.folder / "session_latest" / "logs").glob("raylet.*"),
+        *head.folder.glob("session_latest/logs/gcs_server.out"),
+    ]
+    return "\n".join(f"--- {each.name}\n{each.read_text(errors='replace')[-1500:]}" for each in logs if each.is_file())
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the head in good order, then whatever is left of its process group."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=15)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
