@@ -70,7 +70,7 @@ class When:
             raise ConfigError(
                 f"--cron {self.cron!r}: cron runs on either of the two days, which a timer of systemd cannot say; name one of them"
             )
-        days = sorted({int(number) % 7 for number in parsed.weekdays})
+        days = sorted({one % 7 for one in parsed.weekdays if isinstance(one, int)})  # all are: no 1#2 comes this far
         weekdays = "" if len(days) == 7 else ",".join(_WEEKDAYS[number] for number in days) + " "
         months, monthdays = _listed(parsed.months, range(1, 13)), _listed(parsed.days, range(1, 32))
         hours, minutes = _listed(parsed.hours, range(24)), _listed(parsed.minutes, range(60))
