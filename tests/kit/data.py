@@ -26,7 +26,7 @@ def data_folder() -> Path:
 
 
 def recipe() -> dict[str, Any]:
-    """Return the training from random weights that the shipped bundle comes of, as TOML has it, with its imagery where it lies here."""
+    """Return the training with which the shipped bundle begins, as TOML has it, with its imagery where it lies here."""
     told = tomllib.loads(RECIPE.read_text())
     for source in told["source"]:
         source["scenes"] = [uri.replace("../shared/data", str(data_folder())) for uri in source["scenes"]]
