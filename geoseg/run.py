@@ -23,7 +23,7 @@ from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
 from geoseg.predict.failure import Failure
 from geoseg.predict.lease import Lease
-from geoseg.predict.ledger import Ledger, PlannedWindows, SceneReport, prepare_windows
+from geoseg.predict.ledger import BAD, Ledger, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
@@ -63,19 +63,17 @@ class RunReport:
     def exit_code(self) -> int:
         """The process's exit code."""
         counts = self.counts
-        if not counts["refused"] and not counts["failed"]:
+        if not any(counts[status] for status in BAD):
             return 0
         if all(scene.denied for scene in self.scenes):
             return AccessDeniedError.exit_code
-        was_read = any(scene.status in ("published", "unchanged") or scene.seam_score for scene in self.scenes)
+        was_read = any(counts[status] for status in ("published", "unchanged", "held"))
         return 1 if was_read else NothingReadableError.exit_code
 
     def summary(self) -> str:
         """Two lines for a person."""
         counts = self.counts
-        told = ", ".join(
-            f"{counts[status]} {status}" for status in ("published", "unchanged", "refused", "failed") if counts[status]
-        )
+        told = ", ".join(f"{counts[status]} {status}" for status in ("published", "unchanged", *BAD) if counts[status])
         mpx = self.pixels / 1e6
         return (
             f"{len(self.scenes)} scenes: {told}\n"

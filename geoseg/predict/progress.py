@@ -61,11 +61,11 @@ class Progress:
         self.bytes_fetched += bytes_fetched
 
     def scene_settled(self, status: str) -> None:
-        """A scene is published, unchanged, refused or failed."""
+        """A scene is published, unchanged, held back, refused or failed."""
         self.scenes_settled += 1
         if self.scenes_settled == self.num_scenes:
             self._ended = time.perf_counter()
-        self.scenes_bad += status in ("refused", "failed")
+        self.scenes_bad += status in ("held", "refused", "failed")
         if status in ("refused", "unchanged"):
             self.scenes_planned += 1
         self.show()

@@ -69,6 +69,11 @@ class Version:
     version: str | None = None
 
 
+def bare(version: Version) -> str:
+    """The ETag of a version as ``ObjectInfo`` has it: without quotes, "" when the store gives none."""
+    return (version.e_tag or "").strip('"')
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """What a store says of an object without its bytes; ``etag`` is without quotes, ``version`` as the store gave it."""
@@ -294,7 +299,7 @@ def head(uri: str) -> ObjectInfo:
 
 
 def _info(uri: str, meta: Any) -> ObjectInfo:
-    return ObjectInfo(uri, int(meta["size"]), (meta["e_tag"] or "").strip('"'), meta["last_modified"], _version(meta))
+    return ObjectInfo(uri, int(meta["size"]), bare(_version(meta)), meta["last_modified"], _version(meta))
 
 
 def _version(meta: Any) -> Version:
