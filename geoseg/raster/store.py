@@ -221,6 +221,10 @@ def _locate(uri: str) -> tuple[Any, str]:
     scheme, bucket, key = _split(uri)
     if not scheme:
         return LocalStore(), key
+    if scheme not in _SCHEMES:
+        raise ObjectNameError(
+            f"{redact(uri)}: geoseg reads {', '.join(_SCHEMES)} URIs and plain paths, not {scheme}://"
+        )
     if scheme == "memory":
         return _memory(bucket), key
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_"))))
