@@ -35,6 +35,7 @@ def predict_on_cluster(
     """
     with session(cluster.address, workers=cluster.workers or 1):
         workers = plan_workers(cluster)
+        progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
         driver = Driver(run, progress, check, publishers=workers.publishers)
         for left in driver.ledger.rounds(refs):
             alone = driver.ledger.is_last_round

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class Lease:
 
     def __init__(self, out: str, *, beat_s: float = BEAT_S) -> None:
         self.uri = store.join(out, WORK_FOLDER, "lease.json")
-        self.run_id = uuid.uuid4().hex[:12]
+        began = datetime.now(timezone.utc)
+        self.run_id = f"{began:%Y%m%dT%H%M%S}.{began.microsecond // 1000:03}Z-{uuid.uuid4().hex[:6]}"  # sorts by time
         self._beat_s = beat_s
         self._beat = 0
         self._version: store.Version | None = None
@@ -115,6 +117,17 @@ class Lease:
             if not held:
                 self._lost = f"{store.redact(self.uri)}: another run has taken this output over; this one ends"
                 return
+
+
+def read_holder(out: str) -> dict[str, Any] | None:
+    """What the holder of an output's lease wrote of itself, None when there is none. Raises AccessDeniedError, StoreError."""
+    try:
+        told = json.loads(store.read(store.join(out, WORK_FOLDER, "lease.json")))
+    except store.ObjectMissingError:
+        return None
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _here() -> str:

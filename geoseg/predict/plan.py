@@ -65,8 +65,9 @@ class MadeFrom:
 
 
 def settings_digest(settings: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the settings that change pixels, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    """SHA-256 (hex) of the settings that change pixels, without those that are None: items leave them out."""
+    told = {key: value for key, value in settings.items() if value is not None}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,11 @@ class SceneRef:
     uri: str
     dates: tuple[str, ...] = ()
 
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Where the images are that make it up."""
+        return tuple(uri for uri in self.dates if uri) or (self.uri,)
+
 
 @dataclass(frozen=True)
 class Scene:

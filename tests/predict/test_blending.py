@@ -251,8 +251,8 @@ def test_the_score_is_told_and_a_limit_keeps_a_scene_back(bundles: dict[str, str
     item = json.loads(Path(done.item).read_text())["properties"]
     assert item["geoseg:seam_score"] == done.seam_score > 1
     assert 0 < item["geoseg:blend_error_inside"] < item["geoseg:blend_error"] == pytest.approx(done.blend_error)
-    (record,) = (tmp_path / "first" / "_geoseg" / "runs").iterdir()
-    assert json.loads(record.read_text())["report"]["scenes"][0]["seam_score"] == done.seam_score
+    (record,) = (tmp_path / "first" / "_geoseg" / "runs").glob("*/summary.json")
+    assert json.loads(record.read_text())["scenes"][0]["seam_score"] == done.seam_score
     words = ["predict", str(scene), "--out", str(tmp_path / "out"), "--bundle", bundles["gated"], "--engine", "local"]
     kept = CliRunner().invoke(main, [*words, "--max-seam-score", f"{done.seam_score * 0.99}"])
     assert kept.exit_code == 1, kept.output
