@@ -15,7 +15,7 @@ from typing import Any
 
 from typing_extensions import Self
 
-from geoseg.errors import GeosegError, OutputHeldError
+from geoseg.errors import ConfigError, GeosegError, OutputHeldError
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.raster import store
 
@@ -25,6 +25,8 @@ MISSED_BEATS = 3
 
 class Lease:
     """Holds ``<out>/_geoseg/lease.json`` while the block runs. Raises OutputHeldError when another run does.
+
+    Raises ConfigError for a store without conditional writes.
 
     A holder is taken for dead when its lease stays the same version for three beats as seen from here (no clocks are
     compared), or at once when it was a process beside this one that is gone. Every write says which version it replaces, so
@@ -45,6 +47,7 @@ class Lease:
     def __enter__(self) -> Self:
         if not self._claim():
             self._take_over()
+        self._see_conditions_kept()
         self._thread.start()
         return self
 
@@ -61,12 +64,29 @@ class Lease:
         if self._lost:
             raise OutputHeldError(self._lost)
 
+    def _see_conditions_kept(self) -> None:
+        """Raises ConfigError when the store accepts what no condition allows: it cannot keep two runs apart, nor two items."""
+        claimed = self._version
+        self._beat += 1
+        if not self._claim():
+            raise self._held_by(self._read()[0])
+        for header, create, replaces in (("If-None-Match", True, None), ("If-Match", False, claimed)):
+            with suppress(store.ObjectExistsError):
+                store.write(self.uri, self._body(), create=create, replaces=replaces)
+                store.delete([self.uri])
+                raise ConfigError(
+                    f"{store.redact(self.uri)}: this store ignores {header} on writes, so it could keep neither two runs nor two "
+                    "masks of a scene apart; write to a store that heeds it, as AWS S3 and Ceph do"
+                )
+
+    def _body(self) -> bytes:
+        told = {"run": self.run_id, "beat": self._beat, "host": socket.gethostname(), "pid": os.getpid(), "in": _here()}
+        return json.dumps(told).encode()
+
     def _claim(self) -> bool:
         """Write the lease in place of the version seen last, or where there was none; whether it is this run's now."""
-        told = {"run": self.run_id, "beat": self._beat, "host": socket.gethostname(), "pid": os.getpid(), "in": _here()}
-        body = json.dumps(told).encode()
         try:
-            self._version = store.write(self.uri, body, create=self._version is None, replaces=self._version)
+            self._version = store.write(self.uri, self._body(), create=self._version is None, replaces=self._version)
         except store.ObjectExistsError:
             holder, self._version = self._read()
             return holder.get("run") == self.run_id  # it was written by this run, and the answer was lost
