@@ -136,6 +136,8 @@ def predict(
     for scene in report.scenes:
         told = scene.sentence or scene.mask
         click.echo(f"{scene.status}: {scene.id}" + (f": {told}" if told else ""))
+    for sentence in report.remarks:
+        click.echo(sentence, err=True)
     click.echo(report.summary(), err=True)
     sys.exit(report.exit_code)
 

@@ -46,7 +46,7 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
             scenes=tuple(_with_reasons(scene, reasons) for scene in report.scenes),
             num_skipped=selection.num_unchanged,
             gone=tuple(GoneScene(id=one.id, sources=one.sources, removed=remove_gone) for one in selection.gone),
-            remarks=tuple(listing.remarks),
+            remarks=listing.remarks,
             listing_s=listing_s,
         )
         if remove_gone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -79,10 +79,11 @@ def list_refs(job: Job, run: RunSpec) -> list[SceneRef]:
 def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     """Run a job to its end. Raises StopError kinds alone; KeyboardInterrupt passes through, finished work stays."""
     run = make_run_spec(job)
-    refs = list_refs(job, run)
+    listing = list_job(job, run.out)
     with Lease(run.out) as lease:
-        report = predict_refs(job, run, refs, lease, kind="predict", quiet=quiet)
-        write_record(report, job, run, {ref.id: ref for ref in refs})
+        report = predict_refs(job, run, listing.refs, lease, kind="predict", quiet=quiet)
+        report = replace(report, remarks=listing.remarks)
+        write_record(report, job, run, {ref.id: ref for ref in listing.refs})
     return report
 
 
