@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from kit.data import data_folder
 from kit.oracle import seeded_bundle
 from kit.scenes import noise, write_scene
 
@@ -319,3 +322,48 @@ def test_the_command_line(bundles: tuple[Path, Path], pixels: Any, tmp_path: Pat
     (tmp_path / "in" / "bad.tif").unlink()
     assert "nothing is published" not in geoseg("nightly", str(file), "--quiet")
     assert geoseg("retry", f"{root}/out").startswith("nothing to retry")
+
+
+@pytest.mark.slow
+def test_the_job_that_is_shown_runs_on_the_data_beside_the_project(tmp_path: Path) -> None:
+    jobs, data = Path(__file__).parents[1] / "jobs", data_folder()
+    for name in ("nightly.toml", "nightly.geojson"):
+        text = (jobs / "configs" / name).read_text()
+        for beside in ("../../../shared/data", "../shared/data"):
+            text = text.replace(beside, str(data))
+        (tmp_path / name).write_text(text.replace("jobs/configs/", ""))
+    for counts in ({"published": 3, "unchanged": 0}, {"published": 0, "unchanged": 3}):
+        command = [sys.executable, str(jobs / "nightly.py"), "nightly.toml", "--json", "--quiet", "--engine", "local"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert counts.items() <= told["counts"].items()
+    assert {info.name for info in (tmp_path / "runs" / "nightly").iterdir()} == {
+        "_geoseg", "dubai_1", "dubai_2", "mass_1014",
+    }  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_night_on_ray_is_told_like_one_in_a_loop(bundles: tuple[Path, Path], pixels: Any, tmp_path: Path) -> None:
+    reports = []
+    for engine in ("ray", "local"):
+        root = str(tmp_path / engine)
+        put(root, pixels, *FIRST)
+        store.write(f"{root}/in/bad.tif", b"no image")
+        night(root, bundles[0])
+        put(root, pixels, "01", seed=100)
+        put(root, pixels, "06")
+        reports.append(told(night(root, bundles[0], cluster={"engine": engine, "workers": 1})))
+    ours = [
+        {scene["id"]: (scene["status"], scene["reasons"], scene["fingerprint"] != "") for scene in report["scenes"]}
+        for report in reports
+    ]
+    assert ours[0] == ours[1] == {
+        "01": ("published", ["source changed"], True),
+        "06": ("published", ["new"], True),
+        "bad": ("refused", ["retried"], False),
+    }  # fmt: skip
+    indexes = [read_index(str(tmp_path / engine / "out")).keys() for engine in ("ray", "local")]
+    assert indexes[0] == indexes[1] == {*FIRST, "06"}
+    assert reports[0]["figures"]["cpu_hours"] > 0
