@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from kit.data import data_folder
@@ -22,8 +24,11 @@ from geoseg.predict import ledger
 from geoseg.predict.index import read_index
 from geoseg.predict.lease import Lease
 from geoseg.predict.record import RunReport, read_record
+from geoseg.predict.selection import select
+from geoseg.predict.sources import list_job
 from geoseg.predict.verify import verify_output
 from geoseg.raster import store
+from geoseg.run import make_run_spec
 from geoseg.status import explain_scene, output_status
 
 FIRST = [f"{number:02}" for number in range(6)]
@@ -155,14 +160,58 @@ def test_the_items_are_the_truth_whatever_the_index_says(
     elif index == "of another time":
         night(root, bundles[1])
         store.write(uri, body)
-        bundles = bundles[::-1]
+        assert night(root, bundles[0]).counts == {"published": 6}, "the index tells of masks that are there no more"
     else:
         store.delete([f"{root}/out/02/item.json"])
         assert night(root, bundles[0]).counts == {"published": 1, "unchanged": 5}, "a scene without an item is none"
     again = night(root, bundles[0])
-    assert again.counts == {"unchanged": 6}
+    assert (again.counts, again.scenes) == ({"unchanged": 6}, ())
     assert read_index(f"{root}/out").keys() == set(FIRST)
     assert night(root, bundles[1]).reasons == {"bundle changed": 6}
+
+
+def area(root: str, east: float) -> str:
+    ring = [[14.9, 47.8], [east, 47.8], [east, 47.9], [14.9, 47.9], [14.9, 47.8]]
+    store.write(f"{root}/area.geojson", json.dumps({"type": "Polygon", "coordinates": [ring]}).encode())
+    return f"{root}/area.geojson"
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_mask_beside_a_scene_and_an_area_count_too(
+    indexed: bool, root: str, bundles: tuple[Path, Path], pixels: Any, tmp_path: Path
+) -> None:
+    def again(east: float) -> RunReport:
+        if not indexed:
+            store.delete([f"{root}/out/_geoseg/index.json.gz"])
+        return night(root, bundles[0], predict={"sidecar_mask": True, "aoi": area(root, east)})
+
+    put(root, pixels, "00", "01")
+    mask = np.full((1, 40, 53), 255, np.uint8)
+    store.write(f"{root}/in/00.tif.msk", write_scene(tmp_path / "mask.tif", mask).read_bytes())
+    assert again(15.1).counts == {"published": 2}
+    standing = again(15.1)
+    assert (standing.counts, standing.scenes) == ({"unchanged": 2}, ()), "listings tell of the mask as well"
+    mask[:, :20] = 0
+    store.write(f"{root}/in/00.tif.msk", write_scene(tmp_path / "mask.tif", mask).read_bytes())
+    assert reasons(again(15.1)) == {"00": ["source changed"]}
+    assert reasons(again(15.2)) == {"00": ["settings changed"], "01": ["settings changed"]}
+    store.delete([f"{root}/in/00.tif.msk"])
+    assert reasons(again(15.2)) == {"00": ["source changed"]}
+
+
+@pytest.mark.parametrize(("score", "stands"), [(None, True), (4.0, True), (6.0, False)])
+def test_a_limit_of_seams_is_held_against_what_stands(
+    score: float | None, stands: bool, bundles: tuple[Path, Path], pixels: Any, tmp_path: Path
+) -> None:
+    root = str(tmp_path)
+    put(root, pixels, "00")
+    night(root, bundles[0])
+    listing = list_job(job(root, bundles[0]), f"{root}/out")
+    run = make_run_spec(job(root, bundles[0]))
+    limited = replace(run, config=run.config.model_copy(update={"max_seam_score": 5.0}))
+    known = {name: replace(one, seam_score=score) for name, one in read_index(f"{root}/out").items()}
+    selection = select(listing.refs, listing.versions, limited, known)
+    assert (selection.num_unchanged, len(selection.todo)) == ((1, 0) if stands else (0, 1))
 
 
 def test_a_scene_that_is_gone_is_told_and_removed_when_asked(
