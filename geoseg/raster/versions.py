@@ -9,6 +9,7 @@ from geoseg.errors import GeosegError
 from geoseg.raster import store
 
 _MANY = 16  # objects of one folder or prefix for which listing it is worth a try
+_SLASHES_OF_A_BUCKET = 3  # s3://bucket/
 _LISTED_FOR_ONE = 100  # a page of a listing has a thousand: a tenth of the requests that asking for each would take
 
 
@@ -59,13 +60,22 @@ class Versions:
                 self._etags[uri] = etag
 
     def list_folders(self, uris: Iterable[str]) -> None:
-        """Find out about those objects of which many lie in one folder, where listing it takes fewer requests."""
-        folders = defaultdict(list)
-        for uri in self._unknown(uris):
-            folders[uri.rpartition("/")[0] + "/"].append(uri)
-        for folder, members in folders.items():
-            if len(members) >= _MANY:
-                self._list(folder, most=_LISTED_FOR_ONE * len(members))
+        """Find out about those objects of which many lie below one folder, where listing it takes fewer requests.
+
+        The prefix that holds enough of them and is the closest to them is listed: catalogues give each image its own folder.
+        On a disk, where asking is cheap, that is the very folder or none.
+        """
+        left = {uri: _parent(uri) for uri in self._unknown(uris)}
+        while left:
+            folders = defaultdict(list)
+            for uri, folder in left.items():
+                folders[folder].append(uri)
+            left = {}
+            for folder, members in folders.items():
+                if len(members) >= _MANY:
+                    self._list(folder, most=_LISTED_FOR_ONE * len(members))
+                elif "://" in folder and folder.count("/") > _SLASHES_OF_A_BUCKET:
+                    left |= dict.fromkeys(members, _parent(folder[:-1]))
 
     def _unknown(self, uris: Iterable[str]) -> list[str]:
         return [uri for uri in dict.fromkeys(uris) if uri not in self._etags and not self.is_absent(uri)]
@@ -80,6 +90,10 @@ class Versions:
         except GeosegError:
             return
         self._roots.add(folder)
+
+
+def _parent(uri: str) -> str:
+    return uri.rpartition("/")[0] + "/"
 
 
 def _etag_of(uri: str) -> str | None:

@@ -44,6 +44,17 @@ def test_many_of_a_folder_are_listed_and_few_are_asked_about(root: str, asked: l
     assert not few.is_absent(uris[5])
 
 
+def test_objects_with_a_folder_each_are_listed_from_above(root: str, asked: list[str]) -> None:
+    uris = [f"{root}/cat/{number}/deep/image.tif" for number in range(20)]
+    for uri in [*uris, f"{root}/other/a.tif"]:
+        store.write(uri, b"1")
+    known = Versions()
+    known.look_up([*uris, f"{root}/other/a.tif"])
+    assert all(known.etag(uri) for uri in uris)
+    assert asked == ([f"{root}/other/a.tif"] if "://" in root else [*uris, f"{root}/other/a.tif"])
+    assert not known.covers(f"{root}/other/b.tif")
+
+
 def test_a_folder_that_holds_too_much_is_given_up(root: str, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     uris = fill(root, 40)
     monkeypatch.setattr(versions, "_LISTED_FOR_ONE", 1)
