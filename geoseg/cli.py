@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from geoseg import __version__
+
+if TYPE_CHECKING:
+    from geoseg.predict.record import RunReport
 
 
 class _Group(click.Group):
@@ -41,6 +45,8 @@ def main(debug: bool) -> None:
       geoseg train train.toml               a bundle from your own labels
       geoseg evaluate EVALUATE.toml         scores, error maps and pictures of labelled scenes
       geoseg verify out                     read everything published again and check it
+      geoseg nightly JOB.toml               what is new or changed in the sources, and nothing else
+      geoseg status | why | retry           how an output stands; one scene's story; the failed ones again
       geoseg models                         the networks, and what each costs
 
     Exit codes: 0 done, 1 some scenes failed, 2 usage or config, 3 nothing readable, 4 access denied, 5 another run
@@ -130,6 +136,8 @@ def predict(
     for scene in report.scenes:
         told = scene.sentence or scene.mask
         click.echo(f"{scene.status}: {scene.id}" + (f": {told}" if told else ""))
+    for sentence in report.remarks:
+        click.echo(sentence, err=True)
     click.echo(report.summary(), err=True)
     sys.exit(report.exit_code)
 
@@ -337,6 +345,84 @@ def verify(out: str) -> None:
         click.echo(f"fault: {sentence}")
     click.echo(result.summary())
     sys.exit(1 if result.faults else 0)
+
+
+@main.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--out", help="Folder or prefix for masks and items.")
+@click.option("--remove-gone", is_flag=True, help="Remove what was published of scenes whose source is gone.")
+@click.option("--workers", type=int, help="Workers of the cluster.")
+@click.option("--address", help="Ray cluster to use; without one a private Ray is started when needed.")
+@click.option("--engine", type=click.Choice(["auto", "local", "ray"]), help="A plain loop or Ray.  [default: auto]")
+@click.option("--json", "as_json", is_flag=True, help="The run's summary as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def nightly(job: str, out: str | None, remove_gone: bool, as_json: bool, quiet: bool, **cluster: Any) -> None:
+    """Predict what is new or changed in the sources of JOB (TOML) since it was published, and nothing else."""
+    from geoseg.config import load_job
+    from geoseg.nightly import run_nightly
+
+    report = run_nightly(load_job(job, {"out": out, "cluster": cluster}), remove_gone=remove_gone, quiet=quiet)
+    _tell(report, as_json)
+
+
+@main.command()
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="The run's summary as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def retry(out: str, as_json: bool, quiet: bool) -> None:
+    """Try the scenes again that failed or were refused in the last run on OUT, alone, with that run's job."""
+    from geoseg.nightly import run_retry
+
+    report = run_retry(out, quiet=quiet)
+    if report is None:
+        click.echo("null" if as_json else "nothing to retry: no scene failed in the last run")
+        return
+    _tell(report, as_json)
+
+
+def _tell(report: RunReport, as_json: bool) -> None:
+    """What a run did, and its exit code."""
+    from geoseg.predict.record import read_record
+
+    if as_json:
+        click.echo(json.dumps(read_record(report.out, report.run_id), indent=1))
+    else:
+        for scene in report.scenes:
+            why = f" ({', '.join(scene.reasons)})" if scene.reasons else ""
+            click.echo(f"{scene.status}: {scene.id}{why}" + (f": {scene.sentence}" if scene.sentence else ""))
+        for gone in report.gone:
+            click.echo(
+                f"{'removed' if gone.removed else 'gone'}: {gone.id}: its source {gone.sources[0]} is not there any more"
+            )
+        for sentence in (*report.remarks, *report.next_steps()):
+            click.echo(sentence)
+    click.echo(report.summary(), err=True)
+    sys.exit(report.exit_code)
+
+
+@main.command()
+@click.argument("out")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+def status(out: str, as_json: bool) -> None:
+    """Tell how OUT stands: published, held, failed and unfinished scenes, the last run, who holds the lease."""
+    from dataclasses import asdict
+
+    from geoseg.status import output_status
+
+    told = output_status(out)
+    click.echo(json.dumps(asdict(told), indent=1) if as_json else "\n".join(told.lines()))
+
+
+@main.command()
+@click.argument("out")
+@click.argument("scene")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+def why(out: str, scene: str, as_json: bool) -> None:
+    """Tell why SCENE (its id in OUT, or its URI) was done, skipped or refused, and what the next run would do."""
+    from geoseg.status import explain_scene
+
+    told = explain_scene(out, scene)
+    click.echo(json.dumps(told.to_json(), indent=1) if as_json else "\n".join(told.lines()))
 
 
 @main.command()

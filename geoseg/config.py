@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from geoseg.errors import ConfigError
+from geoseg.interval import parse_interval
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -147,14 +149,73 @@ class StackConfig(Section):
     scenes: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
+class SceneSource(Section):
+    """Scenes that a list or a catalogue names, as ``[[source]]`` in a job file.
+
+    One of ``manifest`` (a GeoJSON, ItemCollection or (STAC) GeoParquet file), ``catalog`` (the catalog.json or collection.json of
+    a static STAC catalogue) and ``api`` (the root of a STAC API). Of the items those of ``collections`` count, at the time
+    ``datetime`` (``2026-11-01/..``, ``2026-11-01/2026-11-30``, ``last 3 days``), that touch ``bbox`` (west, south, east, north) or
+    the polygons of the GeoJSON file ``area``. ``assets``: keys of the assets to predict; without them an item's one GeoTIFF asset
+    with one of the ``roles``. ``allow``: prefixes where a catalogue's links may lead and assets may lie, beside the catalogue's own
+    folder. ``rewrite``: beginnings of addresses and what to put in their place, such as those of a web server before a bucket.
+    ``token_env``: name of the environment variable with the API's bearer token.
+    """
+
+    manifest: str | None = None
+    catalog: str | None = None
+    api: str | None = None
+    collections: tuple[str, ...] = ()
+    datetime: str | None = None
+    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] | None = None
+    area: str | None = None
+    assets: tuple[str, ...] = ()
+    roles: Annotated[tuple[str, ...], Field(min_length=1)] = ("data",)
+    allow: tuple[str, ...] = ()
+    rewrite: dict[str, str] = Field(default_factory=dict)
+    token_env: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Which source it is, in messages."""
+        return self.manifest or self.catalog or self.api or ""
+
+    @field_validator("datetime")
+    @classmethod
+    def _is_an_interval(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_interval(text, now=datetime.now(timezone.utc))
+        return text
+
+    @field_validator("api")
+    @classmethod
+    def _is_a_url(cls, api: str | None) -> str | None:
+        if api is not None and not api.startswith(("https://", "http://")):
+            raise ValueError("an API is written https://host/path")
+        return api
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> SceneSource:
+        if sum(one is not None for one in (self.manifest, self.catalog, self.api)) != 1:
+            raise ValueError("a source has one of manifest, catalog and api")
+        if self.api is not None and not self.allow:
+            raise ValueError("a source with an api needs allow: the prefixes below which its assets may lie")
+        if self.bbox is not None and self.area is not None:
+            raise ValueError("bbox and area say the same thing; leave one out")
+        if self.token_env is not None and self.api is None:
+            raise ValueError("token_env has no effect without an api")
+        return self
+
+
 class Job(Section):
     """A whole prediction: which scenes, which bundle, where to, and how.
 
-    For bundles of several dates: ``stack_by`` is a regular expression on the URIs of the scenes, whose groups ``stack`` and
-    ``date`` tell which belong together and in which order; ``stacks`` names them one by one.
+    ``source``: lists and catalogues, as ``[[source]]``. For bundles of several dates: ``stack_by`` is a regular expression on the
+    URIs of the scenes, whose groups ``stack`` and ``date`` tell which belong together and in which order; ``stacks`` names them
+    one by one.
     """
 
     scenes: tuple[str, ...] = ()
+    source: tuple[SceneSource, ...] = ()
     out: str
     stack_by: str | None = None
     stacks: tuple[StackConfig, ...] = ()
@@ -164,8 +225,8 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _has_scenes(self) -> Job:
-        if not self.scenes and not self.stacks:
-            raise ValueError("name at least one scene, folder, prefix or list of scenes")
+        if not self.scenes and not self.stacks and not self.source:
+            raise ValueError("name at least one scene, folder, prefix, list of scenes or source")
         return self
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 from geoseg.config import ClusterConfig, Job, load_job
-from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError
+from geoseg.errors import ConfigError
 from geoseg.evaluate.job import EvaluationJob, evaluate, judge_locally
 from geoseg.evaluate.report import Evaluation
 from geoseg.model.bundle import WEIGHTS_NAME
@@ -23,66 +20,23 @@ from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
 from geoseg.predict.failure import Failure
 from geoseg.predict.lease import Lease
-from geoseg.predict.ledger import Ledger, PlannedWindows, SceneReport, prepare_windows
+from geoseg.predict.ledger import PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
 from geoseg.predict.predictor import network_spec, network_to_run
 from geoseg.predict.progress import Progress
+from geoseg.predict.record import RunReport, write_record
+from geoseg.predict.sources import list_job
 from geoseg.raster import store
 from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef
-from geoseg.raster.stack import list_sources, make_stack
 from geoseg.raster.window import Window
 
 _SMALL_WINDOWS = 256
 _LOOK_AHEAD_SCENES = 16
 _OF_LIBRARIES = 112 << 20  # scratch memory of a forward pass, encoders, what is in flight
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunReport:
-    """What a run did. ``exit_code``: 0 all scenes stand, 1 some failed, 3 not one could be read, 4 all were denied."""
-
-    out: str
-    engine: str
-    scenes: tuple[SceneReport, ...]
-    pixels: int
-    area_km2: float
-    bytes_read: int
-    startup_s: float
-    working_s: float
-
-    @property
-    def counts(self) -> Counter[str]:
-        """Scenes by status."""
-        return Counter(scene.status for scene in self.scenes)
-
-    @property
-    def exit_code(self) -> int:
-        """The process's exit code."""
-        counts = self.counts
-        if not counts["refused"] and not counts["failed"]:
-            return 0
-        if all(scene.denied for scene in self.scenes):
-            return AccessDeniedError.exit_code
-        was_read = any(scene.status in ("published", "unchanged") or scene.seam_score for scene in self.scenes)
-        return 1 if was_read else NothingReadableError.exit_code
-
-    def summary(self) -> str:
-        """Two lines for a person."""
-        counts = self.counts
-        told = ", ".join(
-            f"{counts[status]} {status}" for status in ("published", "unchanged", "refused", "failed") if counts[status]
-        )
-        mpx = self.pixels / 1e6
-        return (
-            f"{len(self.scenes)} scenes: {told}\n"
-            f"{mpx:.1f} Mpx, {self.area_km2:.3g} km2 in {self.working_s:.1f} s: {mpx / self.working_s:.2f} Mpx/s, "
-            f"{self.area_km2 / self.working_s * 3600:.3g} km2/h ({self.bytes_read / 1e6:.1f} MB read, "
-            f"start-up {self.startup_s:.1f} s, engine {self.engine})"
-        )
 
 
 def predict_from_settings(scenes: str | Sequence[str], out: str, **settings: Any) -> RunReport:
@@ -119,32 +73,17 @@ def make_run_spec(job: Job) -> RunSpec:
 
 def list_refs(job: Job, run: RunSpec) -> list[SceneRef]:
     """The scenes and stacks of a job, sorted by URI, each id once. Raises StopError kinds, NothingReadableError."""
-    refs = list_sources(job.scenes, job.stack_by, out=run.out)
-    refs += [make_stack(stack.name, stack.scenes) for stack in job.stacks]
-    twice = [name for name, num in Counter(ref.id.lower() for ref in refs).items() if num > 1]
-    if twice:
-        raise ConfigError(f"two scenes or stacks would be published as {twice[0]}; give one of them another name")
-    return sorted(refs, key=lambda ref: ref.uri)
+    return list_job(job, run.out).refs
 
 
 def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     """Run a job to its end. Raises StopError kinds alone; KeyboardInterrupt passes through, finished work stays."""
     run = make_run_spec(job)
-    refs = list_refs(job, run)
-    engine = choose_engine(job, run, refs)
-    progress = Progress(len(refs), quiet=quiet)
+    listing = list_job(job, run.out)
     with Lease(run.out) as lease:
-        keep_bundle(run)
-        if engine == "ray":
-            from geoseg.cluster.predict import predict_on_cluster
-
-            ledger = predict_on_cluster(refs, run, job.cluster, progress, run_id=lease.run_id, check=lease.check)
-        else:
-            ledger = predict_locally(refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
-        report = _report(run, engine, ledger, progress)
-        _write_record(run, job, report, lease.run_id)
-    if progress.windows_done:
-        progress.show(last=True)
+        report = predict_refs(job, run, listing.refs, lease, kind="predict", quiet=quiet)
+        report = replace(report, remarks=listing.remarks)
+        write_record(report, job, run, {ref.id: ref for ref in listing.refs})
     return report
 
 
@@ -177,29 +116,39 @@ def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:
     return "ray" if windows * len(refs) / min(len(refs), _LOOK_AHEAD_SCENES) > _SMALL_WINDOWS else "local"
 
 
-def _report(run: RunSpec, engine: str, ledger: Ledger, progress: Progress) -> RunReport:
+def predict_refs(
+    job: Job, run: RunSpec, refs: Sequence[SceneRef], lease: Lease, *, kind: str, quiet: bool
+) -> RunReport:
+    """Predict and publish these scenes under the lease held on the output. Raises StopError kinds alone."""
+    if not refs:
+        return RunReport(kind=kind, run_id=lease.run_id, out=run.out, engine="none", scenes=())
+    engine = choose_engine(job, run, refs)
+    progress = Progress(len(refs), quiet=quiet)
+    keep_bundle(run)
+    if engine == "ray":
+        from geoseg.cluster.predict import predict_on_cluster
+
+        ledger = predict_on_cluster(refs, run, job.cluster, progress, run_id=lease.run_id, check=lease.check)
+    else:
+        ledger = predict_locally(refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
+    if progress.windows_done:
+        progress.show(last=True)
+    working_h = progress.working_s / 3600
     return RunReport(
+        kind=kind,
+        run_id=lease.run_id,
         out=run.out,
         engine=engine,
         scenes=tuple(sorted(ledger.reports, key=lambda report: report.uri)),
+        windows=progress.windows_done,
         pixels=progress.pixels_done,
         area_km2=progress.area_km2,
         bytes_read=progress.bytes_fetched,
+        gpu_hours=progress.num_gpus * working_h,
+        cpu_hours=progress.num_cpus * working_h,
         startup_s=progress.startup_s,
         working_s=progress.working_s,
     )
-
-
-def _write_record(run: RunSpec, job: Job, report: RunReport, run_id: str) -> None:
-    """The run's whole config and what came of each scene, beside the results."""
-    told = {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - report.working_s - report.startup_s)),
-        "job": job.model_dump(mode="json"),
-        "bundle_sha256": run.bundle_digest,
-        "report": {**asdict(report), "scenes": [asdict(scene) for scene in report.scenes]},
-    }
-    text = json.dumps(store.redacted(told), indent=1, allow_nan=False)
-    store.write(store.join(run.out, WORK_FOLDER, "runs", f"{run_id}.json"), text.encode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

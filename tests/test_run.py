@@ -56,8 +56,8 @@ def test_the_record_of_a_run_is_json_without_secrets(root: str, scene: bytes, bu
     (info,) = store.walk(f"{root}/out/_geoseg/runs")
     text = store.read(info.uri).decode()
     told = json.loads(text)
-    assert len(told["report"]["scenes"]) == len(names)
-    assert f"{root}/in/sig=a.tif" in [one["uri"] for one in told["report"]["scenes"]]
+    assert len(told["scenes"]) == len(names)
+    assert f"{root}/in/sig=a.tif" in [one["uri"] for one in told["scenes"]]
     assert "sig=b" not in text
     assert told["job"]["scenes"] == [f"{root}/in"]
 

@@ -44,6 +44,7 @@ def predict_on_cluster(
     """
     with session(cluster.address, workers=cluster.workers or 1):
         workers = plan_workers(cluster)
+        progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
         meter = SceneMeter(run_id)
         driver = Driver(run, progress, check, publishers=workers.publishers, meter=meter)
         for left in driver.ledger.rounds(refs):

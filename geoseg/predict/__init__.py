@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from geoseg.run import RunReport
+    from geoseg.predict.record import RunReport
 
 
 class _CallablePackage(ModuleType):

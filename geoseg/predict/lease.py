@@ -9,12 +9,13 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import Self
 
-from geoseg.errors import GeosegError, OutputHeldError
+from geoseg.errors import ConfigError, GeosegError, OutputHeldError
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.raster import store
 
@@ -25,6 +26,8 @@ MISSED_BEATS = 3
 class Lease:
     """Holds ``<out>/_geoseg/lease.json`` while the block runs. Raises OutputHeldError when another run does.
 
+    Raises ConfigError for a store without conditional writes.
+
     A holder is taken for dead when its lease stays the same version for three beats as seen from here (no clocks are
     compared), or at once when it was a process beside this one that is gone. Every write says which version it replaces, so
     of several runs that wait for a dead one the store lets one through.
@@ -32,7 +35,8 @@ class Lease:
 
     def __init__(self, out: str, *, beat_s: float = BEAT_S) -> None:
         self.uri = store.join(out, WORK_FOLDER, "lease.json")
-        self.run_id = uuid.uuid4().hex[:12]
+        began = datetime.now(timezone.utc)
+        self.run_id = f"{began:%Y%m%dT%H%M%S}.{began.microsecond // 1000:03}Z-{uuid.uuid4().hex[:6]}"  # sorts by time
         self._beat_s = beat_s
         self._beat = 0
         self._version: store.Version | None = None
@@ -43,6 +47,7 @@ class Lease:
     def __enter__(self) -> Self:
         if not self._claim():
             self._take_over()
+        self._see_conditions_kept()
         self._thread.start()
         return self
 
@@ -59,12 +64,29 @@ class Lease:
         if self._lost:
             raise OutputHeldError(self._lost)
 
+    def _see_conditions_kept(self) -> None:
+        """Raises ConfigError when the store accepts what no condition allows: it cannot keep two runs apart, nor two items."""
+        claimed = self._version
+        self._beat += 1
+        if not self._claim():
+            raise self._held_by(self._read()[0])
+        for header, create, replaces in (("If-None-Match", True, None), ("If-Match", False, claimed)):
+            with suppress(store.ObjectExistsError):
+                store.write(self.uri, self._body(), create=create, replaces=replaces)
+                store.delete([self.uri])
+                raise ConfigError(
+                    f"{store.redact(self.uri)}: this store ignores {header} on writes, so it could keep neither two runs nor two "
+                    "masks of a scene apart; write to a store that heeds it, as AWS S3 and Ceph do"
+                )
+
+    def _body(self) -> bytes:
+        told = {"run": self.run_id, "beat": self._beat, "host": socket.gethostname(), "pid": os.getpid(), "in": _here()}
+        return json.dumps(told).encode()
+
     def _claim(self) -> bool:
         """Write the lease in place of the version seen last, or where there was none; whether it is this run's now."""
-        told = {"run": self.run_id, "beat": self._beat, "host": socket.gethostname(), "pid": os.getpid(), "in": _here()}
-        body = json.dumps(told).encode()
         try:
-            self._version = store.write(self.uri, body, create=self._version is None, replaces=self._version)
+            self._version = store.write(self.uri, self._body(), create=self._version is None, replaces=self._version)
         except store.ObjectExistsError:
             holder, self._version = self._read()
             return holder.get("run") == self.run_id  # it was written by this run, and the answer was lost
@@ -115,6 +137,17 @@ class Lease:
             if not held:
                 self._lost = f"{store.redact(self.uri)}: another run has taken this output over; this one ends"
                 return
+
+
+def read_holder(out: str) -> dict[str, Any] | None:
+    """What the holder of an output's lease wrote of itself, None when there is none. Raises AccessDeniedError, StoreError."""
+    try:
+        told = json.loads(store.read(store.join(out, WORK_FOLDER, "lease.json")))
+    except store.ObjectMissingError:
+        return None
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _here() -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import finished_parts
@@ -12,15 +13,21 @@ from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import HeldBack, Published, standing_item
 from geoseg.predict.seams import held_back
-from geoseg.raster.scene import Scene, SceneRef
+from geoseg.raster import store
+from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window, WindowSet
 
-Status = Literal["planned", "published", "unchanged", "refused", "failed"]
+Status = Literal["published", "unchanged", "held", "refused", "failed"]
+BAD: tuple[Status, ...] = ("held", "refused", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneReport:
-    """What came of a scene; ``sentence`` says why when it was refused or failed, ``kind`` names the error of a refusal."""
+    """What came of a scene; ``sentence`` says why when it was held back, refused or failed.
+
+    ``reasons`` say why there was something to do, ``seconds`` is the time from its plan until it was settled. ``fingerprint``,
+    ``etags`` and ``mask_etags`` (see ``MadeFrom``) are what it was made from, ``item_etag`` the version of its item.
+    """
 
     id: str
     uri: str
@@ -33,6 +40,12 @@ class SceneReport:
     seam_score: float | None = None
     blend_error: float | None = None
     area_km2: float = 0.0
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+    fingerprint: str = ""
+    etags: tuple[str, ...] = ()
+    mask_etags: tuple[str, ...] = ()
+    item_etag: str = ""
 
 
 def prepare_scene(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport | Failure:
@@ -44,21 +57,37 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
     plan = plan_scene(ref, run)
     standing = standing_item(run, plan)
     if standing is None:
-        return plan
-    if standing.fingerprint != plan.fingerprint:
-        return replace(plan, replaces=standing.version)
+        return replace(plan, reasons=("new",))
     done = standing.published
+    if standing.fingerprint != plan.fingerprint:
+        return replace(plan, replaces=done.version, reasons=standing.made.changes_to(run.made_from(_versions(plan))))
     why = held_back(ref.id, done.seam_score, run.config.max_seam_score)
     return SceneReport(
-        id=ref.id,
-        uri=ref.uri,
-        status="failed" if why else "unchanged",
+        **_facts(plan),
+        status="held" if why else "unchanged",
         sentence=why,
         item=done.item_uri,
         mask=done.mask_uri,
         seam_score=done.seam_score,
         blend_error=done.blend_error,
+        item_etag=store.bare(done.version),
     )
+
+
+def _versions(plan: ScenePlan) -> list[tuple[str, str | None]]:
+    return [(scene.etag, scene.mask_etag) for scene in plan.scenes]
+
+
+def _facts(plan: ScenePlan) -> dict[str, Any]:
+    """What a report takes over from the plan."""
+    return {
+        "id": plan.scene.id,
+        "uri": plan.scene.uri,
+        "reasons": plan.reasons,
+        "fingerprint": plan.fingerprint,
+        "etags": tuple(scene.etag for scene in plan.scenes),
+        "mask_etags": tuple(scene.mask_etag or "" for scene in plan.scenes),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +146,7 @@ class Ledger:
         self._progress = progress
         self._open: dict[str, _Open] = {}
         self._closed: set[str] = set()
+        self._began: dict[str, float] = {}
 
     def rounds(self, refs: Sequence[SceneRef]) -> Iterator[Sequence[SceneRef]]:
         """The scenes to do: all of them, then once more those that came to no end; what is still open then is lost.
@@ -138,6 +168,7 @@ class Ledger:
         if plan.scene.id in self._closed:
             return None
         scene = self._open.setdefault(plan.scene.id, _Open())
+        self._began.setdefault(plan.scene.id, time.monotonic())
         if scene.plan is None:
             scene.plan = plan
             scene.left += num_windows
@@ -189,7 +220,7 @@ class Ledger:
         if not scene.num_failed:
             return scene.plan
         more = f" (and {scene.num_failed - 1} more windows)" if scene.num_failed > 1 else ""
-        self._failed(scene.plan.scene, scene.sentence + more)
+        self._failed(scene.plan, scene.sentence + more)
         return None
 
     def settled(self, report: SceneReport) -> None:
@@ -207,17 +238,15 @@ class Ledger:
 
     def published(self, plan: ScenePlan, published: Published | HeldBack | Failure) -> None:
         """A complete scene's item stands, or why it does not."""
-        scene = plan.scene
         if isinstance(published, Failure):
             if not self._may_go_better(published):
-                self._failed(scene, published.sentence)
+                self._failed(plan, published.sentence)
             return
         if isinstance(published, HeldBack):
             self._report(
                 SceneReport(
-                    id=scene.id,
-                    uri=scene.uri,
-                    status="failed",
+                    **_facts(plan),
+                    status="held",
                     sentence=published.sentence,
                     seam_score=published.seam_score,
                     blend_error=published.blend_error,
@@ -226,15 +255,15 @@ class Ledger:
             return
         self._report(
             SceneReport(
-                id=scene.id,
-                uri=scene.uri,
+                **_facts(plan),
                 status="published",
                 item=published.item_uri,
                 mask=published.mask_uri,
                 classes=tuple(published.classes),
                 seam_score=published.seam_score,
                 blend_error=published.blend_error,
-                area_km2=sum(published.classes) * scene.grid.resolution_m**2 / 1e6,
+                area_km2=sum(published.classes) * plan.scene.grid.resolution_m**2 / 1e6,
+                item_etag=store.bare(published.version),
             )
         )
 
@@ -248,11 +277,17 @@ class Ledger:
                 sentence = (
                     f"{ref.id}: {lost} lost, as when they end the process that works on them; run again to try them"
                 )
-                self._failed(ref, sentence)
+                if scene and scene.plan:
+                    self._failed(scene.plan, sentence)
+                else:
+                    self._report(SceneReport(id=ref.id, uri=ref.uri, status="failed", sentence=sentence))
 
-    def _failed(self, scene: Scene | SceneRef, sentence: str) -> None:
-        self._report(SceneReport(id=scene.id, uri=scene.uri, status="failed", sentence=sentence))
+    def _failed(self, plan: ScenePlan, sentence: str) -> None:
+        self._report(SceneReport(**_facts(plan), status="failed", sentence=sentence))
 
     def _report(self, report: SceneReport) -> None:
+        began = self._began.pop(report.id, None)
+        if began is not None:
+            report = replace(report, seconds=round(time.monotonic() - began, 3))
         self.reports.append(report)
         self._progress.scene_settled(report.status)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
+
 from geoseg.predict.failure import Failure
 from geoseg.predict.ledger import Ledger, SceneReport, prepare_windows
 from geoseg.predict.plan import RunSpec, ScenePlan
@@ -25,6 +27,7 @@ def predict_locally(
     for left in ledger.rounds(refs):
         worker = Worker(run, read_threads=read_threads)
         progress.ready()
+        progress.held_by_workers(gpus=worker.num_gpus, cpus=torch.get_num_threads())
         try:
             for done in worker.run(_tasks(left, run, ledger)):
                 if done.failure is not None:

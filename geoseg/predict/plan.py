@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -37,6 +38,36 @@ class ModelFile:
     path: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeFrom:
+    """The parts of a fingerprint one by one, to tell which of them changed.
+
+    ``etags`` and ``mask_etags`` ("" for none) are those of the scene, or of the scenes of a stack that are there; ``bundle``,
+    ``settings`` and ``aoi`` ("" for none) are SHA-256 (hex).
+    """
+
+    etags: tuple[str, ...]
+    mask_etags: tuple[str, ...]
+    bundle: str
+    settings: str
+    aoi: str
+
+    def changes_to(self, now: MadeFrom) -> tuple[str, ...]:
+        """Why a mask that was made from this has to be made anew, in words."""
+        found = (
+            ("source changed", (self.etags, self.mask_etags) != (now.etags, now.mask_etags)),
+            ("bundle changed", self.bundle != now.bundle),
+            ("settings changed", (self.settings, self.aoi) != (now.settings, now.aoi)),
+        )
+        return tuple(reason for reason, holds in found if holds) or ("geoseg changed",)
+
+
+def settings_digest(settings: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the settings that change pixels, without those that are None: items leave them out."""
+    told = {key: value for key, value in settings.items() if value is not None}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +112,25 @@ class NetworkSpec:
             told["mask"] = mask_etag
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
+    def fingerprint_of(self, versions: Sequence[tuple[str, str | None] | None], *, is_stack: bool) -> str:
+        """The fingerprint of a scene, or of a stack, from the ETags of image and mask at each date (None for a missing one)."""
+        if is_stack:
+            return self.fingerprint(json.dumps(versions))
+        (version,) = versions
+        assert version is not None
+        return self.fingerprint(*version)
+
+    def made_from(self, versions: Sequence[tuple[str, str | None] | None]) -> MadeFrom:
+        """The parts of that fingerprint."""
+        there = [version for version in versions if version is not None]
+        return MadeFrom(
+            etags=tuple(etag for etag, _ in there),
+            mask_etags=tuple(mask_etag or "" for _, mask_etag in there),
+            bundle=self.bundle_digest,
+            settings=settings_digest(self.config.pixel_settings()),
+            aoi=self.area.sha256 if self.area else "",
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSpec(NetworkSpec):
@@ -99,7 +149,7 @@ class ScenePlan:
     stack's id.
 
     ``replaces`` is the version of the item that stood when the scene was planned, None when there was none: publishing
-    puts its own in this one's place and in no other's.
+    puts its own in this one's place and in no other's. ``reasons`` say in words why there is something to do.
     """
 
     scene: Scene
@@ -110,6 +160,7 @@ class ScenePlan:
     area_file: AreaFile | None
     stack: tuple[Scene | None, ...] = ()
     replaces: store.Version | None = None
+    reasons: tuple[str, ...] = ()
 
     @property
     def scenes(self) -> tuple[Scene, ...]:
@@ -185,13 +236,12 @@ def plan_scene(ref: SceneRef, run: NetworkSpec) -> ScenePlan:
         work.scene_shape, work.work_shape, work.level, work.level_shape, stride=run.stride, margin=run.margin
     )
     window = config.window or _window_size(work.scene_shape[0] / work.work_shape[0])
-    if not stack:
-        return ScenePlan(scene, bands, stitching, window, run.fingerprint(scene.etag, scene.mask_etag), run.area)
     for one in stack:
         if one is not None and one.band_indexes(description.bands, config.bands) != bands:
             raise StackError(f"{one.id}: its bands stand in another order than those of the stack's first scene")
-    versions = [(one.etag, one.mask_etag) if one is not None else None for one in stack]
-    return ScenePlan(scene, bands, stitching, window, run.fingerprint(json.dumps(versions)), run.area, stack)
+    versions = [(one.etag, one.mask_etag) if one is not None else None for one in stack or (scene,)]
+    fingerprint = run.fingerprint_of(versions, is_stack=bool(stack))
+    return ScenePlan(scene, bands, stitching, window, fingerprint, run.area, stack)
 
 
 def _describe(ref: SceneRef, run: NetworkSpec) -> tuple[Scene, tuple[Scene | None, ...]]:

@@ -19,6 +19,7 @@ class Progress:
         self.windows_planned = self.windows_done = self.windows_failed = 0
         self.pixels_planned = self.pixels_done = self.bytes_fetched = 0
         self.area_km2 = 0.0
+        self.num_gpus = self.num_cpus = 0.0
         self.started = time.perf_counter()
         self.startup_s = 0.0
         self._working_since = self.started
@@ -34,6 +35,10 @@ class Progress:
         ago = max(0.0, time.time() - at) if at is not None else 0.0
         self._working_since = max(self.started, time.perf_counter() - ago)
         self.startup_s = self._working_since - self.started
+
+    def held_by_workers(self, *, gpus: float, cpus: float) -> None:
+        """The workers take up as many GPUs and CPU cores."""
+        self.num_gpus, self.num_cpus = gpus, cpus
 
     def scene_planned(self, plan: ScenePlan, num_windows: int) -> None:
         """A scene's windows are known."""
@@ -61,11 +66,11 @@ class Progress:
         self.bytes_fetched += bytes_fetched
 
     def scene_settled(self, status: str) -> None:
-        """A scene is published, unchanged, refused or failed."""
+        """A scene is published, unchanged, held back, refused or failed."""
         self.scenes_settled += 1
         if self.scenes_settled == self.num_scenes:
             self._ended = time.perf_counter()
-        self.scenes_bad += status in ("refused", "failed")
+        self.scenes_bad += status in ("held", "refused", "failed")
         if status in ("refused", "unchanged"):
             self.scenes_planned += 1
         self.show()

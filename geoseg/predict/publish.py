@@ -17,7 +17,7 @@ from PIL import Image
 from geoseg.errors import ConflictError, GeosegError, SceneChangedError, StoreError
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import delete_parts, part_uri
-from geoseg.predict.plan import RunSpec, ScenePlan
+from geoseg.predict.plan import MadeFrom, RunSpec, ScenePlan, settings_digest
 from geoseg.predict.seams import held_back, sum_seams
 from geoseg.predict.stac import make_item
 from geoseg.raster import store
@@ -30,13 +30,14 @@ _ONE_PUT = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """A scene whose item stands: its URI, the mask's URI, and pixel counts by class.
+    """A scene whose item stands: its URI and version, the mask's URI, and pixel counts by class.
 
     ``seam_score`` and ``blend_error`` (see ``geoseg.predict.seams``) are those of a network that is blended.
     """
 
     scene_id: str
     item_uri: str
+    version: store.Version
     mask_uri: str
     classes: list[int]
     seam_score: float | None = None
@@ -59,11 +60,11 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandingItem:
-    """A scene's item as it stands: its version in the store, what it was made from, and what was published with it."""
+    """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it."""
 
-    version: store.Version
     fingerprint: str
-    source: str
+    sources: tuple[str, ...]
+    made: MadeFrom
     published: Published
 
 
@@ -75,35 +76,55 @@ def standing_item(run: RunSpec, plan: ScenePlan) -> StandingItem | None:
     scene_id, uri = plan.scene.id, item_uri(run, plan.scene.id)
     try:
         body, version = store.read_version(uri)
-        standing = _read_item(scene_id, uri, version, body)
+        standing = read_item(scene_id, uri, version, body)
     except store.ObjectMissingError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ConflictError(f"{scene_id}: {store.redact(uri)} is not an item of geoseg's; move it away") from error
-    if standing.fingerprint != plan.fingerprint and standing.source != store.redact(plan.scene.uri):
+    if standing.fingerprint != plan.fingerprint and standing.sources[0] != store.redact(plan.scene.uri):
         raise ConflictError(
-            f"{scene_id}: this id is taken by {standing.source} in this output; write to another output or rename the scene, "
+            f"{scene_id}: this id is taken by {standing.sources[0]} in this output; write to another output or rename the scene, "
             f"or, if it is that very scene in a new place, delete {store.redact(uri)} and run again"
         )
     return standing
 
 
-def _read_item(scene_id: str, uri: str, version: store.Version, body: bytes) -> StandingItem:
-    item = json.loads(body)
-    mask = item["assets"]["mask"]
+def read_item(scene_id: str, uri: str, version: store.Version, body: bytes) -> StandingItem:
+    """The item of a scene from its bytes. Raises ConflictError when it is not geoseg's."""
+    try:
+        return _parse_item(scene_id, uri, version, json.loads(body))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConflictError(f"{scene_id}: {store.redact(uri)} is not an item of geoseg's; move it away") from error
+
+
+def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str, Any]) -> StandingItem:
+    properties, mask = item["properties"], item["assets"]["mask"]
+    sources = tuple(str(link["href"]) for link in item["links"] if link["rel"] == "derived_from")
+    if not sources:
+        raise ValueError("it names no source")
+    masks = properties.get("geoseg:mask_etag", [""] * len(sources))
     return StandingItem(
-        version=version,
-        fingerprint=str(item["properties"]["geoseg:fingerprint"]),
-        source=next(str(link["href"]) for link in item["links"] if link["rel"] == "derived_from"),
+        fingerprint=str(properties["geoseg:fingerprint"]),
+        sources=sources,
+        made=MadeFrom(
+            etags=_as_texts(properties["geoseg:input_etag"]),
+            mask_etags=_as_texts(masks),
+            bundle=str(properties["geoseg:bundle"]["sha256"]),
+            settings=settings_digest(properties["geoseg:settings"]),
+            aoi=str(properties.get("geoseg:aoi_sha256", "")),
+        ),
         published=Published(
             scene_id=scene_id,
             item_uri=uri,
+            version=version,
             mask_uri=store.join(uri.rsplit("/", 1)[0], str(mask["href"]).removeprefix("./")),
             classes=[int(one["count"]) for one in mask["classification:classes"] if "count" in one],
-            seam_score=item["properties"].get("geoseg:seam_score"),
-            blend_error=item["properties"].get("geoseg:blend_error"),
+            seam_score=properties.get("geoseg:seam_score"),
+            blend_error=properties.get("geoseg:blend_error"),
         ),
     )
+
+
+def _as_texts(told: Any) -> tuple[str, ...]:
+    return tuple(map(str, told)) if isinstance(told, list) else (str(told),)
 
 
 def try_to_publish(run: RunSpec, plan: ScenePlan) -> Published | HeldBack | Failure:
@@ -128,7 +149,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
     if standing is not None and standing.fingerprint == plan.fingerprint:
         _tidy(run, scene.id)
         return standing.published
-    if (standing.version if standing else None) != plan.replaces:
+    if (standing.published.version if standing else None) != plan.replaces:
         raise _conflict(plan)
     uris = [part_uri(run, plan, window) for window in plan.windows(plan.reader())]
     classes = np.zeros(len(run.description.classes), np.int64)
@@ -157,11 +178,12 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
             assets["probabilities"] = _put(run, plan, "probabilities", "tif", assembler.finish(), title)
     assets["thumbnail"] = _put(run, plan, "thumbnail", "png", thumbnail, "The mask in its colours, small")
     body = make_item(run, plan, classes=classes.tolist(), seams=seams, assets=assets)
-    _commit(run, plan, body)
+    version = _commit(run, plan, body)
     _tidy(run, scene.id)
     return Published(
         scene_id=scene.id,
         item_uri=item_uri(run, scene.id),
+        version=version,
         mask_uri=store.join(run.out, scene.id, assets["mask"]["name"]),
         classes=classes.tolist(),
         seam_score=seams.score if seams else None,
@@ -210,15 +232,15 @@ def _put(run: RunSpec, plan: ScenePlan, kind: str, suffix: str, file: CogFile | 
     return {"name": name, "size": size, "sha256": sha256, "title": title}
 
 
-def _commit(run: RunSpec, plan: ScenePlan, body: bytes) -> None:
+def _commit(run: RunSpec, plan: ScenePlan, body: bytes) -> store.Version:
     """Put the item: created if there was none when the scene was planned, else in place of the very one that stood then."""
     uri = item_uri(run, plan.scene.id)
     try:
-        store.write(uri, body, create=plan.replaces is None, replaces=plan.replaces)
+        return store.write(uri, body, create=plan.replaces is None, replaces=plan.replaces)
     except (store.ObjectExistsError, store.ObjectMissingError) as error:
         standing = standing_item(run, plan)
         if standing is not None and standing.fingerprint == plan.fingerprint:
-            return  # an earlier attempt of our own, whose answer was lost
+            return standing.published.version  # an earlier attempt of our own, whose answer was lost
         raise _conflict(plan) from error
 
 

@@ -68,6 +68,7 @@ def make_item(
             "geoseg:input_etag": [one.etag for one in plan.scenes] if plan.stack else scene.etag,
             "geoseg:bundle": {"name": run.description.name, "sha256": run.bundle_digest},
             "geoseg:settings": run.config.pixel_settings(),
+            **_beside_the_scene(run, plan),
             **(_seam_properties(seams) if seams is not None else {}),
         },
     )
@@ -90,6 +91,17 @@ def make_item(
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
     document["properties"] = {"datetime": None, **_without_nulls(document["properties"])}
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _beside_the_scene(run: RunSpec, plan: ScenePlan) -> dict[str, Any]:
+    """The versions of what else decided the pixels, where there is any: masks beside scenes, the area of interest."""
+    told: dict[str, Any] = {}
+    if any(one.mask_etag is not None for one in plan.scenes):
+        masks = [one.mask_etag or "" for one in plan.scenes]
+        told["geoseg:mask_etag"] = masks if plan.stack else masks[0]
+    if run.area is not None:
+        told["geoseg:aoi_sha256"] = run.area.sha256
+    return told
 
 
 def _seam_properties(seams: Seams) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Worker:
         self.run_spec = run
         device = device or default_device()
         self.predictor = Predictor(bundle_of(run), run.config, device=device)
+        self.num_gpus = int(device.startswith("cuda"))
         self.batch = run.config.batch or (8 if device.startswith("cuda") else 1)
         self.reader = WindowReader(run)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")

@@ -13,6 +13,7 @@ from functools import cached_property
 from geoseg.errors import BandError, ConfigError, NothingReadableError, SceneDeniedError
 from geoseg.raster import store
 from geoseg.raster.grid import Grid
+from geoseg.raster.versions import Versions
 
 _SUFFIXES = (".tif", ".tiff", ".gtiff", ".cog")
 _MAX_ID = 100
@@ -30,6 +31,11 @@ class SceneRef:
     id: str
     uri: str
     dates: tuple[str, ...] = ()
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Where the images are that make it up."""
+        return tuple(uri for uri in self.dates if uri) or (self.uri,)
 
 
 @dataclass(frozen=True)
@@ -104,20 +110,21 @@ def scene_is_unchanged(scene: Scene) -> bool:
         return False
 
 
-def list_scenes(sources: Iterable[str], *, out: str | None = None) -> list[SceneRef]:
+def list_scenes(sources: Iterable[str], *, out: str | None = None, versions: Versions | None = None) -> list[SceneRef]:
     """The scenes of the sources, sorted by URI, each once.
 
     A source is a GeoTIFF, a folder or prefix (every ``.tif``, ``.tiff``, ``.gtiff`` or ``.cog`` below it), a glob (``*``,
     ``?``, ``[...]``; ``*`` also crosses folders) or a ``.txt`` file with a source per line (``#`` at its beginning or after
     a space begins a comment). A name that exists is taken as it is, whatever characters it has. What was published under
     ``out`` is no scene, unless it is named itself. A scene's id is its path below the source, without the suffix; no two
-    differ in case alone.
+    differ in case alone. ``versions`` gets to know what was listed on the way.
 
     Raises NothingReadableError when a source has none, ConfigError, AccessDeniedError, StoreError.
     """
     names: dict[str, str] = {}
+    versions = Versions() if versions is None else versions
     for source in sources:
-        found = dict(_expand(source, out))
+        found = dict(_expand(source, out, versions))
         if not found:
             raise NothingReadableError(
                 f"{store.redact(source)}: no scene found there (looked for {', '.join(_SUFFIXES)}); check the path or prefix"
@@ -129,20 +136,22 @@ def list_scenes(sources: Iterable[str], *, out: str | None = None) -> list[Scene
     return sorted(refs, key=lambda ref: ref.uri)
 
 
-def _expand(source: str, out: str | None) -> Iterator[tuple[str, str]]:
+def _expand(source: str, out: str | None, versions: Versions) -> Iterator[tuple[str, str]]:
     """URI and name (path below the source) of each scene of a source."""
     uri = store.normalize_uri(source)
     if uri.lower().endswith(".txt"):
-        for listed in _lines(uri):
-            yield from _expand(listed, out)
-    elif _is_object(uri):
+        lines = list(_lines(uri))
+        versions.list_folders(store.normalize_uri(line) for line in lines if line.lower().endswith(_SUFFIXES))
+        for line in lines:
+            yield from _expand(line, out, versions)
+    elif versions.etag(uri) or _is_object(uri):
         yield uri, store.base_name(uri)
     else:
         root = uri.rstrip("/") + "/"
-        found = [one for one in _below(root, out) if _looks_like_a_scene(one.removeprefix(root))]
+        found = [one for one in _below(root, out, versions) if _looks_like_a_scene(one.removeprefix(root))]
         if not found and _MAGIC.search(uri):
             root = _MAGIC.split(uri, maxsplit=1)[0].rpartition("/")[0] + "/"
-            found = [one for one in _below(root, out) if fnmatchcase(one, uri)]
+            found = [one for one in _below(root, out, versions) if fnmatchcase(one, uri)]
         for one in found:
             yield one, one.removeprefix(root)
 
@@ -158,9 +167,9 @@ def _is_object(uri: str) -> bool:
         return uri.lower().endswith(_SUFFIXES)
 
 
-def _below(root: str, out: str | None) -> Iterator[str]:
+def _below(root: str, out: str | None, versions: Versions) -> Iterator[str]:
     """The objects below a folder or prefix, but for the assets beside the items that were published under ``out``."""
-    uris = [info.uri for info in store.walk(root)]
+    uris = versions.walk(root)
     published = {uri.rpartition("/")[0] for uri in uris if uri.endswith("/item.json")}
     for uri in uris:
         folder, _, name = uri.rpartition("/")

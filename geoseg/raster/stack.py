@@ -17,6 +17,7 @@ from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.raster import Raster
 from geoseg.raster.scene import Scene, SceneRef, list_scenes, slug
+from geoseg.raster.versions import Versions
 from geoseg.raster.warp import WarpedReader
 from geoseg.raster.window import Window
 
@@ -119,13 +120,15 @@ def _difference(first: Scene, second: Scene) -> tuple[object, object] | None:
     return None
 
 
-def list_sources(sources: Sequence[str], stack_by: str | None, *, out: str | None = None) -> list[SceneRef]:
+def list_sources(
+    sources: Sequence[str], stack_by: str | None, *, out: str | None = None, versions: Versions | None = None
+) -> list[SceneRef]:
     """The scenes of the sources (see ``list_scenes``), in stacks when ``stack_by`` says how; a STAC document is a stack.
 
     Raises as ``list_scenes``, ``group_scenes`` and ``stack_from_stac``.
     """
     documents = [source for source in sources if source.lower().endswith(".json")]
-    refs = list_scenes([source for source in sources if source not in documents], out=out)
+    refs = list_scenes([source for source in sources if source not in documents], out=out, versions=versions)
     if stack_by is not None:
         refs = group_scenes(refs, stack_by)
     return refs + [stack_from_stac(store.normalize_uri(source)) for source in documents]

@@ -69,6 +69,11 @@ class Version:
     version: str | None = None
 
 
+def bare(version: Version) -> str:
+    """The ETag of a version as ``ObjectInfo`` has it: without quotes, "" when the store gives none."""
+    return (version.e_tag or "").strip('"')
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """What a store says of an object without its bytes; ``etag`` is without quotes, ``version`` as the store gave it."""
@@ -216,6 +221,10 @@ def _locate(uri: str) -> tuple[Any, str]:
     scheme, bucket, key = _split(uri)
     if not scheme:
         return LocalStore(), key
+    if scheme not in _SCHEMES:
+        raise ObjectNameError(
+            f"{redact(uri)}: geoseg reads {', '.join(_SCHEMES)} URIs and plain paths, not {scheme}://"
+        )
     if scheme == "memory":
         return _memory(bucket), key
     environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_"))))
@@ -294,7 +303,7 @@ def head(uri: str) -> ObjectInfo:
 
 
 def _info(uri: str, meta: Any) -> ObjectInfo:
-    return ObjectInfo(uri, int(meta["size"]), (meta["e_tag"] or "").strip('"'), meta["last_modified"], _version(meta))
+    return ObjectInfo(uri, int(meta["size"]), bare(_version(meta)), meta["last_modified"], _version(meta))
 
 
 def _version(meta: Any) -> Version:

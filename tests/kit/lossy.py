@@ -1,4 +1,4 @@
-"""A loopback proxy before an S3 server that does what it is asked and loses some of the answers."""
+"""A loopback proxy before an S3 server that loses some of the answers, or what some headers ask for."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ class LossyProxy:
 
 
 @contextlib.contextmanager
-def lossy_proxy(server: str, loses: Callable[[str, str], bool]) -> Iterator[LossyProxy]:
-    """Run a proxy before the server with this URL for the length of the block."""
+def lossy_proxy(
+    server: str, loses: Callable[[str, str], bool], *, without: tuple[str, ...] = ()
+) -> Iterator[LossyProxy]:
+    """Run a proxy before the server with this URL for the length of the block; headers ``without`` do not get through."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -30,7 +32,8 @@ def lossy_proxy(server: str, loses: Callable[[str, str], bool]) -> Iterator[Loss
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             upstream = http.client.HTTPConnection(urlsplit(server).netloc, timeout=30)
-            upstream.request(self.command, self.path, body, dict(self.headers.items()))
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in without}
+            upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             content = answer.read()
             upstream.close()

@@ -251,13 +251,13 @@ def test_the_score_is_told_and_a_limit_keeps_a_scene_back(bundles: dict[str, str
     item = json.loads(Path(done.item).read_text())["properties"]
     assert item["geoseg:seam_score"] == done.seam_score > 1
     assert 0 < item["geoseg:blend_error_inside"] < item["geoseg:blend_error"] == pytest.approx(done.blend_error)
-    (record,) = (tmp_path / "first" / "_geoseg" / "runs").iterdir()
-    assert json.loads(record.read_text())["report"]["scenes"][0]["seam_score"] == done.seam_score
+    (record,) = (tmp_path / "first" / "_geoseg" / "runs").glob("*/summary.json")
+    assert json.loads(record.read_text())["scenes"][0]["seam_score"] == done.seam_score
     words = ["predict", str(scene), "--out", str(tmp_path / "out"), "--bundle", bundles["gated"], "--engine", "local"]
     kept = CliRunner().invoke(main, [*words, "--max-seam-score", f"{done.seam_score * 0.99}"])
     assert kept.exit_code == 1, kept.output
     assert re.search(
-        "failed: scene: .*times as often at their borders as inside, .* --max-seam-score.*larger --tile", kept.output
+        "held: scene: .*times as often at their borders as inside, .* --max-seam-score.*larger --tile", kept.output
     )
     assert not (tmp_path / "out" / "scene" / "item.json").exists()
     again = geoseg.predict(
@@ -276,7 +276,7 @@ def test_a_scene_that_stands_keeps_its_score_and_does_not_pass_a_limit(
     assert (same.status, same.seam_score, same.blend_error) == ("unchanged", done.seam_score, done.blend_error)
     report = geoseg.predict(str(scene), str(tmp_path), bundle=bundles["gated"], engine="local", max_seam_score=0.5)
     assert report.exit_code == 1
-    assert (report.scenes[0].status, report.scenes[0].seam_score) == ("failed", done.seam_score)
+    assert (report.scenes[0].status, report.scenes[0].seam_score) == ("held", done.seam_score)
     assert "0.5 is the most" in report.scenes[0].sentence
 
 

@@ -271,7 +271,7 @@ def test_items_are_json_whatever_the_nodata_value(nodata: str, scenes: Path, bun
     report = predict(scenes, tmp_path / "out", bundle, nodata=float(nodata))
     item = strictly(Path(report.scenes[0].item).read_text())
     assert item["properties"]["geoseg:settings"]["nodata"] == nodata
-    (record,) = (tmp_path / "out" / "_geoseg" / "runs").iterdir()
+    (record,) = (tmp_path / "out" / "_geoseg" / "runs").glob("*/summary.json")
     told = strictly(record.read_text())["job"]
     assert str(load_job(None, told).predict.nodata) == nodata
     again = predict(scenes, tmp_path / "out", bundle, nodata=float(nodata))

@@ -15,10 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import boto3
 import pytest
 from kit.lossy import lossy_proxy
+from kit.object_store import moto_server
 
-from geoseg.errors import OutputHeldError
+from geoseg.errors import ConfigError, OutputHeldError
 from geoseg.predict.lease import Lease, _here
 from geoseg.raster import store
 
@@ -87,6 +89,22 @@ def test_an_answer_lost_is_not_a_lease_lost(bucket: str, monkeypatch: pytest.Mon
             wait_until(lambda: len(proxy.lost) >= 8, timeout_s=60)
             lease.check()
             assert held(f"s3://{bucket}")["run"] == lease.run_id
+
+
+@pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
+def test_a_store_without_conditional_writes_is_named(header: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        moto_server() as environment,
+        lossy_proxy(environment["AWS_ENDPOINT_URL"], lambda *_: False, without=(header.lower(),)) as proxy,
+    ):
+        for name, value in (environment | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
+            monkeypatch.setenv(name, value)
+        boto3.Session().client("s3").create_bucket(Bucket="geoseg")
+        with (
+            pytest.raises(ConfigError, match=rf"lease.json: this store ignores {header} on writes"),
+            Lease("s3://geoseg"),
+        ):
+            pass
 
 
 def test_a_lease_that_was_removed_is_lost(out: str) -> None:

@@ -1,0 +1,34 @@
+"""Removing what was published of a scene: the item first, so that nothing ever stands with a part of its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+
+from geoseg.predict.output import Output
+from geoseg.raster import store
+
+_ASSET = re.compile(r"(?:mask|probabilities|thumbnail)-[0-9a-f]{16}\.(?:tif|png)")
+
+
+def remove_scene(output: Output, scene_id: str, check: Callable[[], None]) -> None:
+    """Remove a scene's item, then its other files and unfinished windows; ``check`` may end it before each step.
+
+    Raises AccessDeniedError, StoreError; called again it goes on from there.
+    """
+    if scene_id in output.items:
+        check()
+        store.delete([output.items[scene_id].uri])
+    check()
+    store.delete([*output.beside.get(scene_id, ()), *output.parts.get(scene_id, ())])
+
+
+def half_removed(output: Output, wanted: Collection[str]) -> list[str]:
+    """Scenes without an item that nobody wants, of which files are left: somebody was stopped while removing them."""
+    return [
+        scene_id
+        for scene_id, uris in output.beside.items()
+        if scene_id not in output.items
+        and scene_id not in wanted
+        and all(_ASSET.fullmatch(store.base_name(uri)) for uri in uris)
+    ]
