@@ -1,10 +1,8 @@
-"""The nightly run as a cluster runs it: ``python jobs/nightly.py jobs/configs/nightly.toml``, the same as ``geoseg nightly``."""
-
-from __future__ import annotations
+"""What is new or changed tonight, on the Ray cluster that this runs in: ray job submit ... -- python jobs/nightly.py JOB.toml."""
 
 import sys
 
 from geoseg.cli import main
 
 if __name__ == "__main__":
-    main(["nightly", *sys.argv[1:]])
+    main(["nightly", "--address", "auto", *sys.argv[1:]])

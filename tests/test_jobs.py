@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("kind", ["predict", "train", "evaluate"])
+@pytest.mark.parametrize("kind", ["predict", "train", "evaluate", "nightly"])
 def test_a_script_takes_a_config_file(kind: str, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text('out = "/nowhere"\nscenez = []\n')
     command = [sys.executable, str(ROOT / "jobs" / f"{kind}.py"), "job.toml"]

@@ -22,7 +22,7 @@ from geoseg.errors import AccessDeniedError, ConfigError, OutputHeldError, StopE
 from geoseg.jobfile import JobFile, Kind
 
 _COMMANDS: dict[Kind, tuple[str, ...]] = {
-    "nightly": ("nightly",),
+    "nightly": ("nightly", "--address", "auto"),
     "predict": ("predict", "--address", "auto", "--config"),
     "train": ("train", "--address", "auto"),
     "evaluate": ("evaluate", "--address", "auto"),
