@@ -375,14 +375,14 @@ def test_the_command_line(bundles: tuple[Path, Path], pixels: Any, tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_job_that_is_shown_runs_on_the_data_beside_the_project(tmp_path: Path) -> None:
-    jobs, data = Path(__file__).parents[1] / "jobs", data_folder()
+    configs, data = Path(__file__).parents[1] / "jobs" / "configs", data_folder()
     for name in ("nightly.toml", "nightly.geojson"):
-        text = (jobs / "configs" / name).read_text()
+        text = (configs / name).read_text()
         for beside in ("../../../shared/data", "../shared/data"):
             text = text.replace(beside, str(data))
         (tmp_path / name).write_text(text.replace("jobs/configs/", ""))
     for counts in ({"published": 3, "unchanged": 0}, {"published": 0, "unchanged": 3}):
-        command = [sys.executable, str(jobs / "nightly.py"), "nightly.toml", "--json", "--quiet", "--engine", "local"]
+        command = [sys.executable, "-m", "geoseg", "nightly", "nightly.toml", "--json", "--quiet", "--engine", "local"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
