@@ -187,6 +187,7 @@ def _description(
     job: TrainJob, variant: UNetVariant | OutsideVariant, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> BundleDescription:
     model = job.model
+    trained_on = ", ".join(source.name for source in job.source if source.use != "validate")
     try:
         return BundleDescription(
             name=model.name,
@@ -199,7 +200,7 @@ def _description(
             mean=mean,
             std=std,
             classes=model.classes,
-            origin=model.origin or f"Trained by geoseg on {', '.join(source.name for source in job.source)}.",
+            origin=model.origin or f"Trained by geoseg on {trained_on}.",
         )
     except ValidationError as error:
         sentence = what_is_wrong(error, BundleDescription, model.model_dump(), below=("model",))
@@ -227,7 +228,7 @@ def _digest(plan: TrainPlan, validate: Sequence[TrainScene], start: Bundle | Non
     told = {
         "version": WEIGHTS_VERSION,
         "seed": plan.seed,
-        "description": plan.description.model_dump(mode="json"),
+        "description": plan.description.model_dump(mode="json", exclude={"origin"}),
         "sets": plan.codes.sets,
         "stages": [repr(stage) for stage in plan.stages],
         "optimizer": plan.optimizer.model_dump(mode="json"),

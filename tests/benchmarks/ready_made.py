@@ -172,7 +172,9 @@ def both_values(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     gflop, _ = network_gflop(check(ModelConfig, {**told["model"], "variant": own}, where="default.toml"), side)
     other = ready_made(arguments.encoder, told["model"], side=side, gflop=gflop)
     stages = shortened(told["stage"], arguments.steps, arguments.rate, arguments.looks)
-    more = {"stage": stages, "cluster": {"read_threads": arguments.threads}}
+    share = sum(stage["steps"] for stage in stages) / sum(stage["steps"] for stage in told["stage"])
+    optimizer = {**told["optimizer"], "ema": told["optimizer"]["ema"] ** (1 / share)}  # as long a memory, for its steps
+    more = {"stage": stages, "optimizer": optimizer, "cluster": {"read_threads": arguments.threads}}
     return {
         name: {**told, **more, "model": {**told["model"], "name": name, "variant": variant}}
         for name, variant in ((OURS, own), (THEIRS, other))
