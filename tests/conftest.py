@@ -13,6 +13,7 @@ from kit.object_store import ObjectStore, is_installed
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process, as they share fixtures, and all files with Ray in one."""
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}

@@ -176,7 +176,7 @@ def both_values(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     optimizer = {**told["optimizer"], "ema": told["optimizer"]["ema"] ** (1 / share)}  # as long a memory, for its steps
     more = {"stage": stages, "optimizer": optimizer, "cluster": {"read_threads": arguments.threads}}
     return {
-        name: {**told, **more, "model": {**told["model"], "name": name, "variant": variant}}
+        name: {**told, **more, "calibrate": False, "model": {**told["model"], "name": name, "variant": variant}}
         for name, variant in ((OURS, own), (THEIRS, other))
     }
 
