@@ -5,20 +5,31 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.object_store import ObjectStore, is_installed
+from xdist.scheduler import LoadScopeScheduling
+
+ROOT = Path(__file__).parents[1]
 
 # They would win over, or fail beside, the key and the endpoint that a test sets.
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, as they share fixtures, and all files with Ray in one."""
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """A process takes whole files, whose tests share fixtures; files with Ray, which fills the machine, one after the other."""
+
+    @staticmethod
+    def _split_scope(nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "ray" if "pytest.mark.ray" in (ROOT / file).read_text() else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    """Return who hands out tests under --numprocesses."""
+    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
