@@ -11,7 +11,7 @@ demo: install
 	$(BIN)/geoseg demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from kit.object_store import ObjectStore, is_installed
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault("RAY_worker_niceness", "0")  # or what runs beside Ray leaves its workers no time
 
 # They would win over, or fail beside, the key and the endpoint that a test sets.
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")

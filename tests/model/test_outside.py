@@ -174,7 +174,7 @@ def test_prediction_takes_the_module_as_it_is() -> None:
 
 def test_old_descriptions_read_and_write_as_before() -> None:
     told = load_bundle("roads-buildings").description
-    assert told.model_dump(mode="json")["variant"] == {"name": "unet", "depth": 3, "width": 16, "norm": "batch"}
+    assert told.model_dump(mode="json")["variant"] == {"name": "unet", "depth": 4, "width": 16, "norm": "batch"}
     assert BundleDescription.model_validate_json(told.model_dump_json()) == told
 
 
