@@ -1,17 +1,21 @@
 # make demo   the main job on a generated scene        make test   the tests
+# make chaos  the tests that kill workers, drivers and nodes
 # make lint   style, types, import contracts           make bench  the benchmarks, with their figures
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test lint bench install
+.PHONY: demo test chaos lint bench install
 
 demo: install
 	$(BIN)/geoseg demo
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not chaos"
+
+chaos: install
+	$(BIN)/python -m pytest -m chaos
 
 lint: install
 	$(BIN)/ruff check .

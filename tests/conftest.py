@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kit.object_store import ObjectStore, is_installed
-from xdist.scheduler import LoadScopeScheduling
-
-ROOT = Path(__file__).parents[1]
-os.environ.setdefault("RAY_worker_niceness", "0")  # or what runs beside Ray leaves its workers no time
 
 # They would win over, or fail beside, the key and the endpoint that a test sets.
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
-
-
-class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
-    """A process takes whole files, whose tests share fixtures; files with Ray, which fills the machine, one after the other."""
-
-    @staticmethod
-    def _split_scope(nodeid: str) -> str:
-        file = nodeid.split("::", 1)[0]
-        return "ray" if "pytest.mark.ray" in (ROOT / file).read_text() else file
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
-    """Return who hands out tests under --numprocesses."""
-    return _ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

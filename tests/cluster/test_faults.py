@@ -19,7 +19,7 @@ from geoseg.raster.scene import list_scenes
 from geoseg.raster.synthetic import synthetic_image
 from geoseg.run import RunReport, make_run_spec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")

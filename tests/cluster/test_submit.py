@@ -17,7 +17,7 @@ from kit.ray_head import RayHead, ray_head
 from geoseg.raster.synthetic import synthetic_image
 
 pytest.importorskip("aiohttp", reason="Ray's job API needs ray[default]; get it with: pip install 'geoseg[cluster]'")
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos]
 
 
 @pytest.fixture(scope="module")

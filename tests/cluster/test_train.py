@@ -85,6 +85,7 @@ def count_nodes() -> None:
     ray.get(actor.get_reserved_resources.remote("nobody", recompute=True))
 
 
+@pytest.mark.chaos
 def test_an_elastic_group_grows_and_shrinks_and_takes_the_steps_of_one_process(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +179,7 @@ KILLS = (
 )
 
 
+@pytest.mark.chaos
 def test_killed_in_each_stage_the_weights_are_those_of_an_undisturbed_run(
     folder: Path, tmp_path: Path, by_two: Path
 ) -> None:
