@@ -422,8 +422,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     """What passes are computed in."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    has_it = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001
-    return torch.bfloat16 if has_it else torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def _first_network(plan: TrainPlan) -> Network:
