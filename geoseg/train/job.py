@@ -72,8 +72,8 @@ class OptimizerConfig(Section):
 
     ``weight_decay`` spares biases and norms. ``clip_norm``: largest norm of the gradient. ``ema``: share that the running average
     of the weights keeps at each step, less in the first steps; 0 for none. ``precision``: ``auto`` computes in bfloat16 on GPUs
-    that have it, and in float32 elsewhere; weights and losses are float32 in any case. ``bfloat16`` is for CPUs that compute in it, but
-    not for volumes (3D U-Net, V-Net), whose gradients came out as no numbers there.
+    that have it, and in float32 elsewhere; weights and losses are float32 in any case. ``bfloat16`` is for CPUs that compute
+    in it, but not for volumes (3D U-Net, V-Net), whose gradients came out as no numbers there.
     """
 
     weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.01
