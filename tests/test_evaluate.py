@@ -302,7 +302,7 @@ def test_the_command_prints_a_table_and_ends_with_what_came_of_it(town: Town, tm
 
 def test_the_job_that_is_shown_is_one() -> None:
     job = load_settings(EvaluationJob, str(Path(__file__).parents[1] / "jobs" / "configs" / "evaluate.toml"), {})
-    assert [source.name for source in job.source] == ["town", "osm"]
+    assert [source.name for source in job.source] == ["dubai-2", "massachusetts-14", "kampala", "austin"]
 
 
 @pytest.mark.ray
@@ -325,4 +325,4 @@ def test_a_real_scene_has_the_scores_of_its_published_mask(tmp_path: Path) -> No
     known = (mask != 255) & (truth != 255)
     ious = [one.iou for one in class_scores(report.counts_of("dubai"))]
     assert ious == [class_iou(mask, truth, known, value) for value in range(3)]
-    assert ious[1:] == pytest.approx([0.333, 0.495], abs=0.001)
+    assert ious[1:] == pytest.approx([0.540, 0.516], abs=0.001)  # as the bundle's card tells
