@@ -380,6 +380,31 @@ def retry(out: str, as_json: bool, quiet: bool) -> None:
     _tell(report, as_json)
 
 
+@main.command()
+@click.argument("out")
+@click.argument("scenes", nargs=-1)
+@click.option("--all", "all_held", is_flag=True, help="Every scene that is held back.")
+@click.option("--json", "as_json", is_flag=True, help="The run's summary as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def release(out: str, scenes: tuple[str, ...], all_held: bool, as_json: bool, quiet: bool) -> None:
+    """Publish SCENES (ids or URIs) that were held back in OUT; without any, list them, why, and their masks in colours."""
+    from geoseg.nightly import run_release
+    from geoseg.status import list_held
+
+    if not scenes and not all_held:
+        held = list_held(out)
+        told = [line for one in held.values() for line in one.lines()] or ["no scene is held back"]
+        click.echo(
+            json.dumps({name: one.scene for name, one in held.items()}, indent=1) if as_json else "\n".join(told)
+        )
+        return
+    report = run_release(out, scenes, quiet=quiet)
+    if report is None:
+        click.echo("null" if as_json else "no scene is held back")
+        return
+    _tell(report, as_json)
+
+
 def _tell(report: RunReport, as_json: bool) -> None:
     """What a run did, and its exit code."""
     from geoseg.predict.record import read_record

@@ -142,6 +142,29 @@ class ClusterConfig(Section):
         return self
 
 
+class GuardConfig(Section):
+    """When a mask looks so implausible that it is held back until somebody has looked: ``geoseg release`` publishes it.
+
+    ``max_novelty``: the scene's light lies at most so many times as far from the nearest scene of the bundle's training as those
+    lie from each other. ``max_change``: the share of no class is more than so many times as large or as small as in the last
+    mask of the same ground. ``max_deviation``: no share lies more than so many spreads from the median of the output's masks of
+    the same bundle, once there are 20. 0 switches one off. ``hold``: otherwise what looks implausible is told and
+    published all the same.
+    """
+
+    max_novelty: Annotated[FiniteFloat, Field(ge=0)] = 3.0
+    max_change: Annotated[FiniteFloat, Field(ge=0)] = 4.0
+    max_deviation: Annotated[FiniteFloat, Field(ge=0)] = 6.0
+    hold: bool = True
+
+    @field_validator("max_change")
+    @classmethod
+    def _is_a_factor(cls, factor: float) -> float:
+        if 0 < factor <= 1:
+            raise ValueError("max_change is a factor above 1, or 0 for none")
+        return factor
+
+
 class StackConfig(Section):
     """A stack by name: the scene at each date, in order, "" for one that is missing."""
 
@@ -211,7 +234,7 @@ class Job(Section):
 
     ``source``: lists and catalogues, as ``[[source]]``. For bundles of several dates: ``stack_by`` is a regular expression on the
     URIs of the scenes, whose groups ``stack`` and ``date`` tell which belong together and in which order; ``stacks`` names them
-    one by one.
+    one by one. ``guard``: a nightly run has one in any case, other runs where the job has this section.
     """
 
     scenes: tuple[str, ...] = ()
@@ -222,6 +245,7 @@ class Job(Section):
     bundle: str = DEFAULT_BUNDLE
     predict: PredictConfig = PredictConfig()
     cluster: ClusterConfig = ClusterConfig()
+    guard: GuardConfig | None = None
 
     @model_validator(mode="after")
     def _has_scenes(self) -> Job:

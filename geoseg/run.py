@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,11 @@ from geoseg.model.network import Network
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
 from geoseg.predict.failure import Failure
+from geoseg.predict.ground import Ground, usual_shares
+from geoseg.predict.guard import Guard
+from geoseg.predict.index import Known, read_index
 from geoseg.predict.lease import Lease
-from geoseg.predict.ledger import PlannedWindows, SceneReport, prepare_windows
+from geoseg.predict.ledger import MaskFinder, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
@@ -68,7 +71,16 @@ def make_run_spec(job: Job) -> RunSpec:
             size=len(bundle.weights),
             sha256=hashlib.sha256(bundle.weights).hexdigest(),
         ),
+        guard=Guard(limits=job.guard) if job.guard else None,
     )
+
+
+def on_guard(run: RunSpec, masks: Mapping[str, Known]) -> tuple[RunSpec, MaskFinder | None]:
+    """The run with what masks that stand usually look like, and how to find the last one of a scene's ground."""
+    if run.guard is None:
+        return run, None
+    usual = usual_shares(masks.values(), bundle=run.bundle_digest)
+    return replace(run, guard=replace(run.guard, usual=usual)), Ground(masks).before
 
 
 def list_refs(job: Job, run: RunSpec) -> list[SceneRef]:
@@ -81,7 +93,8 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     run = make_run_spec(job)
     listing = list_job(job, run.out)
     with Lease(run.out) as lease:
-        report = predict_refs(job, run, listing.refs, lease, kind="predict", quiet=quiet)
+        run, before = on_guard(run, read_index(run.out) if run.guard else {})
+        report = predict_refs(job, run, listing.refs, lease, kind="predict", quiet=quiet, before=before)
         report = replace(report, remarks=listing.remarks)
         write_record(report, job, run, {ref.id: ref for ref in listing.refs})
     return report
@@ -117,9 +130,19 @@ def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:
 
 
 def predict_refs(
-    job: Job, run: RunSpec, refs: Sequence[SceneRef], lease: Lease, *, kind: str, quiet: bool
+    job: Job,
+    run: RunSpec,
+    refs: Sequence[SceneRef],
+    lease: Lease,
+    *,
+    kind: str,
+    quiet: bool,
+    before: MaskFinder | None = None,
 ) -> RunReport:
-    """Predict and publish these scenes under the lease held on the output. Raises StopError kinds alone."""
+    """Predict and publish these scenes under the lease held on the output; ``before`` finds the last mask of a scene's ground.
+
+    Raises StopError kinds alone.
+    """
     if not refs:
         return RunReport(kind=kind, run_id=lease.run_id, out=run.out, engine="none", scenes=())
     engine = choose_engine(job, run, refs)
@@ -128,9 +151,13 @@ def predict_refs(
     if engine == "ray":
         from geoseg.cluster.predict import predict_on_cluster
 
-        ledger = predict_on_cluster(refs, run, job.cluster, progress, run_id=lease.run_id, check=lease.check)
+        ledger = predict_on_cluster(
+            refs, run, job.cluster, progress, run_id=lease.run_id, check=lease.check, before=before
+        )
     else:
-        ledger = predict_locally(refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
+        ledger = predict_locally(
+            refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check, before=before
+        )
     if progress.windows_done:
         progress.show(last=True)
     working_h = progress.working_s / 3600

@@ -28,6 +28,7 @@ from geoseg.training import (
     keep_tables_in_threads,
     prepare,
     train_share,
+    with_light,
 )
 
 
@@ -140,6 +141,7 @@ def _finish(prepared: Prepared, *, calibrated: bool) -> TrainingReport:
         validation = Validation(prepared, device=default_device())
         bundle = validation.calibrated(bundle)
         scores = validation.scores(bundle, Group())
+    bundle = with_light(prepared, bundle)
     report_uris = {name: store.join(plan.out, f"{name}.png") for name in ("curves", "chips")}
     target = store.join(plan.out, "bundle")
     save_bundle(bundle, target)

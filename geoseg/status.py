@@ -8,6 +8,7 @@ from typing import Any
 
 from geoseg.config import Job, check
 from geoseg.errors import GeosegError, NothingReadableError
+from geoseg.predict.held import Held, held_scenes
 from geoseg.predict.lease import read_holder
 from geoseg.predict.ledger import BAD
 from geoseg.predict.output import Output, list_output
@@ -26,8 +27,8 @@ _OUTCOMES = 3
 class Status:
     """How an output stands.
 
-    Scenes with an item; those that the last run held back, refused, or saw fail; scenes begun and not ended; the last run in
-    its own words; who holds the lease, if anybody does.
+    Scenes with an item; those that are held back; those that the last run refused, or saw fail; scenes begun and not ended; the
+    last run in its own words; who holds the lease, if anybody does.
     """
 
     out: str
@@ -72,7 +73,7 @@ def output_status(out: str) -> Status:
     return Status(
         out=root,
         published=len(output.items),
-        held=by_status["held"],
+        held=len(held_scenes(output)),
         refused=by_status["refused"],
         failed=by_status["failed"],
         unfinished=len(output.parts.keys() - ended),
@@ -80,6 +81,11 @@ def output_status(out: str) -> Status:
         last_run={key: record[key] for key in told} if record else None,
         lease=read_holder(root),
     )
+
+
+def list_held(out: str) -> dict[str, Held]:
+    """The scenes that are held back in an output, by id. Raises AccessDeniedError, ConfigError, StoreError."""
+    return held_scenes(list_output(store.normalize_uri(out).rstrip("/")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from geoseg.evaluate.calibrate import calibrated
 from geoseg.evaluate.judge import EvaluationScene, evaluate_scenes
 from geoseg.model.bundle import Bundle
 from geoseg.model.description import BundleDescription, OutsideVariant, UNetVariant
+from geoseg.model.light import NUM_MEASURES, NUM_STEPS, SceneLight, count_light
 from geoseg.model.outside import Outside, measured
 from geoseg.model.variants import build
 from geoseg.predict.bundles import load_bundle, save_bundle
@@ -41,12 +42,13 @@ from geoseg.train.memory import keep_freed_memory
 from geoseg.train.metrics import Counts, class_scores, mean_iou
 from geoseg.train.plan import TrainPlan
 from geoseg.train.report import ExampleChip
-from geoseg.train.stages import check_workers, resolve_stages, warnings_of
+from geoseg.train.stages import Stage, check_workers, resolve_stages, warnings_of
 
 WEIGHTS_VERSION = 1
 
 _EXAMPLES = 8
-_SHOWN_AS = 1 << 21  # a stage that no training has
+_SHOWN_AS, _LIT_AS = 1 << 21, 1 << 22  # stages that no training has
+_LIT_SCENES, _LIT_CHIPS = 64, 16
 
 KeepTables = Callable[[Sequence[tuple[str, TrainScene]], float, int], list[CellTable | str]]
 Tell = Callable[[str, Any], None]
@@ -92,14 +94,7 @@ def prepare(job: TrainJob, *, keep_tables: KeepTables) -> Prepared:
     if mean is None or std is None:
         sampler = Sampler(scenes, tables, weights, seed=job.seed)
         reader = ChipReader(scenes, dtype=chip_dtype, value_range=model.value_range)
-        plain = replace(
-            stages[-1],
-            resolutions_m=(model.resolution_m,),
-            augment=AugmentConfig(flips_and_turns=False),
-            focus=0.0,
-            loss=LossConfig(),
-            border=None,
-        )
+        plain = _plain(stages[-1], model.resolution_m)
         mean, std = measure_light(sampler, plain, reader, num_bands=len(model.bands))
     description = _description(job, variant, mean, std)
     _check_start(start, description)
@@ -410,6 +405,47 @@ class Validation:
             one = EvaluationScene(prepared.sources[scene.source], plan, scene.labels, prepared.plan.codes, scene.found)
             by_scale.setdefault(scene.scale, []).append(one)
         return by_scale
+
+
+def with_light(prepared: Prepared, bundle: Bundle) -> Bundle:
+    """The bundle with the light of its training scenes, of 64 of them when they are more: 16 chips each, evenly placed.
+
+    Scenes of which nothing can be read are left out. Raises StoreError.
+    """
+    plan, description = prepared.plan, bundle.description
+    assert description.resolution_m is not None
+    stage = _plain(plan.stages[-1], description.resolution_m)
+    every = math.ceil(len(plan.scenes) / _LIT_SCENES)
+    kept = list(zip(plan.tables, plan.scenes, strict=True))[::every]
+    tables = keep_tables_in_threads(kept, description.resolution_m, plan.codes.num_classes)
+    light = []
+    for (_, scene), table in zip(kept, tables, strict=True):
+        if not isinstance(table, CellTable):
+            continue
+        sampler = Sampler((scene,), [table], [1.0] * len(prepared.sources), seed=plan.seed)
+        reader = ChipReader((scene,), dtype=plan.chip_dtype, value_range=description.value_range)
+        counts = np.zeros((NUM_MEASURES, len(description.bands), NUM_STEPS), np.int64)
+        for position in range(_LIT_CHIPS):
+            chip = reader.read(sampler.draw(stage, Place(_LIT_AS, 0, position)), stage)
+            for one in Raster(chip.pixels, chip.valid).dates():
+                both = one.valid[:, :-1] & one.valid[:, 1:]
+                here, right = one.pixels[:, :, :-1][:, both], one.pixels[:, :, 1:][:, both]
+                counts += count_light(here, right, description.value_range)
+        if counts.sum(2).all():
+            light.append(SceneLight.of(prepared.sources[scene.source], counts))
+    return Bundle(description=description.model_copy(update={"light": tuple(light)}), weights=bundle.weights)
+
+
+def _plain(stage: Stage, resolution_m: float) -> Stage:
+    """A stage as it is without anything that changes pixels or prefers some ground."""
+    return replace(
+        stage,
+        resolutions_m=(resolution_m,),
+        augment=AugmentConfig(flips_and_turns=False),
+        focus=0.0,
+        loss=LossConfig(),
+        border=None,
+    )
 
 
 def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[ExampleChip]:

@@ -15,7 +15,7 @@ from geoseg.cluster.operators import Publisher
 from geoseg.cluster.rows import failure_of, report_of, window_of
 from geoseg.errors import GeosegError, StopError
 from geoseg.predict.failure import Failure
-from geoseg.predict.ledger import Ledger
+from geoseg.predict.ledger import Ledger, MaskFinder
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
 from geoseg.predict.progress import Progress
 from geoseg.raster.scene import SceneRef
@@ -28,9 +28,16 @@ class Driver:
     """Follows a chain's outcomes, round after round, and keeps the ledger."""
 
     def __init__(
-        self, run: RunSpec, progress: Progress, check: Callable[[], None], *, publishers: int, meter: SceneMeter
+        self,
+        run: RunSpec,
+        progress: Progress,
+        check: Callable[[], None],
+        *,
+        publishers: int,
+        meter: SceneMeter,
+        before: MaskFinder | None,
     ) -> None:
-        self.ledger = Ledger(progress)
+        self.ledger = Ledger(progress, before=before)
         self._meter = meter
         self._progress, self._check = progress, check
         actor = ray.remote(Publisher).options(

@@ -15,7 +15,7 @@ from geoseg.cluster.resources import Workers, plan_workers
 from geoseg.cluster.rows import PlannedScenes, list_scene_windows
 from geoseg.cluster.session import session, settings
 from geoseg.config import ClusterConfig
-from geoseg.predict.ledger import Ledger
+from geoseg.predict.ledger import Ledger, MaskFinder
 from geoseg.predict.plan import RunSpec
 from geoseg.predict.progress import Progress
 from geoseg.raster.scene import SceneRef
@@ -35,6 +35,7 @@ def predict_on_cluster(
     *,
     run_id: str,
     check: Callable[[], None],
+    before: MaskFinder | None,
 ) -> Ledger:
     """Predict and publish scenes with Ray; ``check`` is called now and then and may end the run.
 
@@ -46,7 +47,7 @@ def predict_on_cluster(
         workers = plan_workers(cluster)
         progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
         meter = SceneMeter(run_id)
-        driver = Driver(run, progress, check, publishers=workers.publishers, meter=meter)
+        driver = Driver(run, progress, check, publishers=workers.publishers, meter=meter, before=before)
         for left in driver.ledger.rounds(refs):
             alone = driver.ledger.is_last_round
             with settings(cluster, rows_per_block=1 if alone else workers.rows_per_block):

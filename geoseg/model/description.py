@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, FiniteFloat, Tag, field_validator, model_validator
 
+from geoseg.model.light import SceneLight
 from geoseg.model.normalize import Normalization
 
 EVEN_THRESHOLD = 0.5
@@ -106,6 +107,7 @@ class BundleDescription(Frozen):
     ``dates``: how many dates, of each of which it takes the bands; more than one for a stack's network.
     ``value_range`` is the range of raw values that the training imagery could take (0 to 255 for 8-bit imagery).
     ``temperature`` divides logits before they become probabilities (Guo et al. 2017, arXiv:1706.04599).
+    ``light``: of the scenes that it was trained on, to tell how new others are to it.
     """
 
     format: Literal["geoseg-bundle/1"] = "geoseg-bundle/1"
@@ -120,6 +122,7 @@ class BundleDescription(Frozen):
     std: tuple[float, ...]
     classes: tuple[ClassName, ...]
     temperature: Annotated[FiniteFloat, Field(gt=0, exclude_if=lambda value: value == 1)] = 1.0
+    light: Annotated[tuple[SceneLight, ...], Field(exclude_if=lambda light: not light)] = ()
     origin: str
 
     @model_validator(mode="after")
@@ -136,6 +139,8 @@ class BundleDescription(Frozen):
             raise ValueError(f"the first class has no threshold of its own, got {self.classes[0].threshold}")
         if self.value_range[0] >= self.value_range[1]:
             raise ValueError(f"value_range must rise, got {self.value_range}")
+        if any(len(each) != len(self.bands) for one in self.light for each in (one.values, one.contrasts)):
+            raise ValueError(f"light has histograms of each of the {len(self.bands)} bands")
         return self
 
     @property

@@ -22,18 +22,24 @@ from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
 
 _NAME = "index.json.gz"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known of an item: the ETag that it had then, and as ``StandingItem``."""
+    """What is known of an item: the ETag that it had then, and as ``StandingItem``.
+
+    ``classes`` are the mask's pixels by class, ``bbox`` west, south, east, north (empty for none), ``moment`` the (last) time.
+    """
 
     item_etag: str
     fingerprint: str
     sources: tuple[str, ...]
     made: MadeFrom
     seam_score: float | None = None
+    classes: tuple[tuple[str, int], ...] = ()
+    bbox: tuple[float, ...] = ()
+    moment: str = ""
 
 
 def known_items(output: Output, indexed: Mapping[str, Known]) -> dict[str, Known]:
@@ -67,7 +73,10 @@ def _known(item: StandingItem) -> Known:
         fingerprint=item.fingerprint,
         sources=item.sources,
         made=item.made,
-        seam_score=item.published.seam_score,
+        seam_score=item.published.seam_score if not item.published.is_released else None,
+        classes=item.classes,
+        bbox=item.bbox,
+        moment=item.moment,
     )
 
 
@@ -79,7 +88,10 @@ def known_of(report: SceneReport, ref: SceneRef, run: RunSpec) -> Known:
         fingerprint=report.fingerprint,
         sources=tuple(store.redact(uri) for uri in ref.uris),
         made=run.made_from(versions),
-        seam_score=report.seam_score,
+        seam_score=report.seam_score if "released" not in report.reasons else None,
+        classes=tuple(zip((one.name for one in run.description.classes), report.classes, strict=True)),
+        bbox=report.bbox,
+        moment=report.moment,
     )
 
 
@@ -107,6 +119,9 @@ def write_index(out: str, items: Mapping[str, Known]) -> None:
             one.made.settings,
             one.made.aoi,
             one.seam_score,
+            dict(one.classes),
+            one.bbox,
+            one.moment,
         ]
         for scene_id, one in sorted(items.items())
     }
@@ -115,7 +130,11 @@ def write_index(out: str, items: Mapping[str, Known]) -> None:
 
 
 def _entry(*values: object) -> Known:
-    item_etag, fingerprint, sources, etags, mask_etags, bundle, settings, aoi, seam_score = values
+    item_etag, fingerprint, sources, etags, mask_etags, bundle, settings, aoi, seam_score, classes, bbox, moment = (
+        values
+    )
+    if not isinstance(classes, dict) or not isinstance(bbox, list):
+        raise TypeError(f"wanted classes and a bounding box, got {classes!r} and {bbox!r}")
     return Known(
         item_etag=str(item_etag),
         fingerprint=str(fingerprint),
@@ -128,6 +147,9 @@ def _entry(*values: object) -> Known:
             aoi=str(aoi),
         ),
         seam_score=float(seam_score) if isinstance(seam_score, (int, float)) else None,
+        classes=tuple((str(name), int(count)) for name, count in classes.items()),
+        bbox=tuple(map(float, bbox)),
+        moment=str(moment),
     )
 
 

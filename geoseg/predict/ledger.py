@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from geoseg.predict.failure import Failure, attempt
+from geoseg.predict.guard import MaskBefore
 from geoseg.predict.parts import finished_parts
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import HeldBack, Published, standing_item
 from geoseg.predict.seams import held_back
+from geoseg.predict.stac import footprint
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window, WindowSet
 
 Status = Literal["published", "unchanged", "held", "refused", "failed"]
 BAD: tuple[Status, ...] = ("held", "refused", "failed")
+MaskFinder = Callable[[str, tuple[float, ...]], MaskBefore | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneReport:
-    """What came of a scene; ``sentence`` says why when it was held back, refused or failed.
+    """What came of a scene; ``sentence`` says why when it was held back, refused or failed, or what looked implausible.
 
     ``reasons`` say why there was something to do, ``seconds`` is the time from its plan until it was settled. ``fingerprint``,
-    ``etags`` and ``mask_etags`` (see ``MadeFrom``) are what it was made from, ``item_etag`` the version of its item.
+    ``etags`` and ``mask_etags`` (see ``MadeFrom``) are what it was made from, ``item_etag`` the version of its item. ``thumbnail``:
+    of a scene that is held back its mask in colours, small. ``bbox``: west, south, east, north, empty for none; ``moment``: the
+    (last) time of its pixels.
     """
 
     id: str
@@ -40,6 +45,10 @@ class SceneReport:
     seam_score: float | None = None
     blend_error: float | None = None
     area_km2: float = 0.0
+    novelty: float | None = None
+    thumbnail: str = ""
+    bbox: tuple[float, ...] = ()
+    moment: str = ""
     reasons: tuple[str, ...] = ()
     seconds: float = 0.0
     fingerprint: str = ""
@@ -59,17 +68,20 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
     if standing is None:
         return replace(plan, reasons=("new",))
     done = standing.published
+    plan = replace(plan, before=MaskBefore(id=ref.id, classes=standing.classes))
     if standing.fingerprint != plan.fingerprint:
         return replace(plan, replaces=done.version, reasons=standing.made.changes_to(run.made_from(_versions(plan))))
-    why = held_back(ref.id, done.seam_score, run.config.max_seam_score)
+    why = held_back(ref.id, done.seam_score, run.config.max_seam_score) if not done.is_released else ""
     return SceneReport(
         **_facts(plan),
         status="held" if why else "unchanged",
         sentence=why,
         item=done.item_uri,
         mask=done.mask_uri,
+        classes=tuple(done.classes),
         seam_score=done.seam_score,
         blend_error=done.blend_error,
+        novelty=done.novelty,
         item_etag=store.bare(done.version),
     )
 
@@ -87,6 +99,8 @@ def _facts(plan: ScenePlan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "etags": tuple(scene.etag for scene in plan.scenes),
         "mask_etags": tuple(scene.mask_etag or "" for scene in plan.scenes),
+        "bbox": tuple(footprint(plan.scene.grid)[1] or ()),
+        "moment": max(scene.datetime for scene in plan.scenes),
     }
 
 
@@ -137,13 +151,14 @@ class _Open:
 class Ledger:
     """Counts the windows of each scene down, says when a scene is complete, and keeps the progress.
 
-    It does not matter in which order scenes and windows are told, nor whether they are told twice.
+    It does not matter in which order scenes and windows are told, nor whether they are told twice. ``before`` finds the last
+    mask of a scene's ground by its id and bounding box.
     """
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, *, before: MaskFinder | None = None) -> None:
         self.reports: list[SceneReport] = []
         self.is_last_round = False
-        self._progress = progress
+        self._progress, self._before = progress, before
         self._open: dict[str, _Open] = {}
         self._closed: set[str] = set()
         self._began: dict[str, float] = {}
@@ -218,10 +233,16 @@ class Ledger:
         del self._open[scene_id]
         self._closed.add(scene_id)
         if not scene.num_failed:
-            return scene.plan
+            return self._with_before(scene.plan)
         more = f" (and {scene.num_failed - 1} more windows)" if scene.num_failed > 1 else ""
         self._failed(scene.plan, scene.sentence + more)
         return None
+
+    def _with_before(self, plan: ScenePlan) -> ScenePlan:
+        """The plan with the last mask of its ground, the scene's own before all others."""
+        if plan.before is not None or self._before is None:
+            return plan
+        return replace(plan, before=self._before(plan.scene.id, tuple(footprint(plan.scene.grid)[1] or ())))
 
     def settled(self, report: SceneReport) -> None:
         """A scene needs no windows."""
@@ -248,8 +269,11 @@ class Ledger:
                     **_facts(plan),
                     status="held",
                     sentence=published.sentence,
+                    classes=tuple(published.classes),
                     seam_score=published.seam_score,
                     blend_error=published.blend_error,
+                    novelty=published.novelty,
+                    thumbnail=published.thumbnail,
                 )
             )
             return
@@ -257,11 +281,13 @@ class Ledger:
             SceneReport(
                 **_facts(plan),
                 status="published",
+                sentence=published.remark,
                 item=published.item_uri,
                 mask=published.mask_uri,
                 classes=tuple(published.classes),
                 seam_score=published.seam_score,
                 blend_error=published.blend_error,
+                novelty=published.novelty,
                 area_km2=sum(published.classes) * plan.scene.grid.resolution_m**2 / 1e6,
                 item_etag=store.bare(published.version),
             )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from geoseg.predict.failure import Failure
-from geoseg.predict.ledger import Ledger, SceneReport, prepare_windows
+from geoseg.predict.ledger import Ledger, MaskFinder, SceneReport, prepare_windows
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import try_to_publish
@@ -17,13 +17,19 @@ from geoseg.raster.scene import SceneRef
 
 
 def predict_locally(
-    refs: Sequence[SceneRef], run: RunSpec, progress: Progress, *, read_threads: int, check: Callable[[], None]
+    refs: Sequence[SceneRef],
+    run: RunSpec,
+    progress: Progress,
+    *,
+    read_threads: int,
+    check: Callable[[], None],
+    before: MaskFinder | None,
 ) -> Ledger:
     """Predict and publish scenes one after the other; ``check`` is called now and then and may end the run.
 
     Raises StopError kinds alone.
     """
-    ledger = Ledger(progress)
+    ledger = Ledger(progress, before=before)
     for left in ledger.rounds(refs):
         worker = Worker(run, read_threads=read_threads)
         progress.ready()

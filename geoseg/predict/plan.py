@@ -17,6 +17,7 @@ from geoseg.errors import BandError, ResolutionError, StackError
 from geoseg.model.description import BundleDescription
 from geoseg.model.tiling import Tiling
 from geoseg.predict.aoi import AreaFile, PixelArea, load_area
+from geoseg.predict.guard import Guard, MaskBefore
 from geoseg.predict.stitch import Stitching
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
@@ -139,6 +140,11 @@ class RunSpec(NetworkSpec):
     out: str
     bundle_uri: str
     model: ModelFile
+    guard: Guard | None = None
+
+    def is_released(self, plan: ScenePlan) -> bool:
+        """Whether somebody has looked at a scene, as it is now, and wants it published."""
+        return self.guard is not None and plan.fingerprint in self.guard.released
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,8 @@ class ScenePlan:
     stack's id.
 
     ``replaces`` is the version of the item that stood when the scene was planned, None when there was none: publishing
-    puts its own in this one's place and in no other's. ``reasons`` say in words why there is something to do.
+    puts its own in this one's place and in no other's. ``reasons`` say in words why there is something to do. ``before`` is
+    the last mask of the same ground.
     """
 
     scene: Scene
@@ -161,6 +168,7 @@ class ScenePlan:
     stack: tuple[Scene | None, ...] = ()
     replaces: store.Version | None = None
     reasons: tuple[str, ...] = ()
+    before: MaskBefore | None = None
 
     @property
     def scenes(self) -> tuple[Scene, ...]:

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from geoseg.errors import ConflictError, GeosegError, SceneChangedError, StoreError
+from geoseg.model.light import NUM_MEASURES, NUM_STEPS, novelty
 from geoseg.predict.failure import Failure, attempt
-from geoseg.predict.parts import delete_parts, part_uri
+from geoseg.predict.parts import delete_parts, part_folder, part_uri
 from geoseg.predict.plan import MadeFrom, RunSpec, ScenePlan, settings_digest
-from geoseg.predict.seams import held_back, sum_seams
+from geoseg.predict.seams import Seams, held_back, sum_seams
 from geoseg.predict.stac import make_item
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
@@ -32,7 +33,9 @@ _ONE_PUT = 16 << 20
 class Published:
     """A scene whose item stands: its URI and version, the mask's URI, and pixel counts by class.
 
-    ``seam_score`` and ``blend_error`` (see ``geoseg.predict.seams``) are those of a network that is blended.
+    ``seam_score`` and ``blend_error`` (see ``geoseg.predict.seams``) are those of a network that is blended, ``novelty`` (see
+    ``geoseg.model.light``) is that of a bundle which knows the light of its training. ``is_released``: it was held
+    back until somebody had looked at it. ``remark`` says what looked implausible.
     """
 
     scene_id: str
@@ -42,15 +45,24 @@ class Published:
     classes: list[int]
     seam_score: float | None = None
     blend_error: float | None = None
+    novelty: float | None = None
+    is_released: bool = False
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldBack:
-    """A scene whose mask is made and not published, and why; a run that allows more publishes it."""
+    """A scene whose mask is made and not published, and why; a run that allows more publishes it, and so does a release.
+
+    ``thumbnail`` is the URI of its mask in colours, small, which goes when the scene is published.
+    """
 
     sentence: str
-    seam_score: float
-    blend_error: float
+    thumbnail: str
+    classes: list[int]
+    seam_score: float | None = None
+    blend_error: float | None = None
+    novelty: float | None = None
 
 
 def item_uri(run: RunSpec, scene_id: str) -> str:
@@ -60,12 +72,18 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandingItem:
-    """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it."""
+    """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it.
+
+    ``classes`` are the mask's pixels by class, ``bbox`` west, south, east, north (empty for none), ``moment`` the (last) time.
+    """
 
     fingerprint: str
     sources: tuple[str, ...]
     made: MadeFrom
     published: Published
+    classes: tuple[tuple[str, int], ...]
+    bbox: tuple[float, ...]
+    moment: str
 
 
 def standing_item(run: RunSpec, plan: ScenePlan) -> StandingItem | None:
@@ -101,6 +119,7 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
     if not sources:
         raise ValueError("it names no source")
     masks = properties.get("geoseg:mask_etag", [""] * len(sources))
+    classes = [(str(one["name"]), int(one["count"])) for one in mask["classification:classes"] if "count" in one]
     return StandingItem(
         fingerprint=str(properties["geoseg:fingerprint"]),
         sources=sources,
@@ -116,10 +135,15 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
             item_uri=uri,
             version=version,
             mask_uri=store.join(uri.rsplit("/", 1)[0], str(mask["href"]).removeprefix("./")),
-            classes=[int(one["count"]) for one in mask["classification:classes"] if "count" in one],
+            classes=[count for _, count in classes],
             seam_score=properties.get("geoseg:seam_score"),
             blend_error=properties.get("geoseg:blend_error"),
+            novelty=properties.get("geoseg:novelty"),
+            is_released=bool(properties.get("geoseg:released")),
         ),
+        classes=tuple(classes),
+        bbox=tuple(map(float, item.get("bbox") or ())),
+        moment=str(properties.get("datetime") or properties.get("end_datetime") or ""),
     )
 
 
@@ -137,7 +161,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
 
     Doing it twice, late, or in two places at once leaves the same objects. Raises StoreError when a window's part is
     missing or damaged, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id
-    or has published since it was planned. A scene above the limit of seams keeps its parts.
+    or has published since it was planned. A scene that is held back keeps its parts.
     """
     scene = plan.scene
     if not all(scene_is_unchanged(one) for one in plan.scenes):
@@ -154,20 +178,22 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
     uris = [part_uri(run, plan, window) for window in plan.windows(plan.reader())]
     classes = np.zeros(len(run.description.classes), np.int64)
     counted: list[list[int]] = []
+    light = np.zeros((NUM_MEASURES, len(run.description.bands), NUM_STEPS), np.int64)
     assets: dict[str, dict[str, Any]] = {}
     with_data: list[str] = []
     with CogAssembler(scene.grid, _mask_profile(run)) as assembler:
         for uri, (header, blocks) in zip(uris, _parts(plan, uris), strict=True):
             classes += np.asarray(header["classes"])
             counted += [header["seams"]] if "seams" in header else []
+            light += np.asarray(header.get("light", 0), np.int64)
             if any(header["classes"]):
                 with_data.append(uri)
             assembler.add(blocks)
-        seams = sum_seams(counted) if run.is_blended else None
-        if seams is not None and (why := held_back(scene.id, seams.score, run.config.max_seam_score)):
-            return HeldBack(sentence=why, seam_score=seams.score, blend_error=seams.at_rim)
         assembler.make_overviews(plan.window)
         thumbnail = _png(assembler.top_pixels()[0], run)
+        looked = _look(run, plan, classes.tolist(), sum_seams(counted) if run.is_blended else None, light)
+        if looked.is_held:
+            return _hold(run, plan, looked, thumbnail)
         assets["mask"] = _put(run, plan, "mask", "tif", assembler.finish(), "Class of each pixel")
     if run.config.probabilities:
         with CogAssembler(scene.grid, _probability_profile(run)) as assembler:
@@ -177,7 +203,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
             title = "Probability of each class in steps of 1/254"
             assets["probabilities"] = _put(run, plan, "probabilities", "tif", assembler.finish(), title)
     assets["thumbnail"] = _put(run, plan, "thumbnail", "png", thumbnail, "The mask in its colours, small")
-    body = make_item(run, plan, classes=classes.tolist(), seams=seams, assets=assets)
+    body = make_item(run, plan, classes=looked.classes, seams=looked.seams, novelty=looked.novelty, assets=assets)
     version = _commit(run, plan, body)
     _tidy(run, scene.id)
     return Published(
@@ -185,10 +211,56 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
         item_uri=item_uri(run, scene.id),
         version=version,
         mask_uri=store.join(run.out, scene.id, assets["mask"]["name"]),
-        classes=classes.tolist(),
-        seam_score=seams.score if seams else None,
-        blend_error=seams.at_rim if seams else None,
+        is_released=run.is_released(plan),
+        remark=looked.sentence,
+        **looked.facts(),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looked:
+    """What a mask is judged by, and what there is to say against it."""
+
+    classes: list[int]
+    seams: Seams | None
+    novelty: float | None
+    sentence: str
+    is_held: bool
+
+    def facts(self) -> dict[str, Any]:
+        """What is told of it, published or not."""
+        return {
+            "classes": self.classes,
+            "seam_score": self.seams.score if self.seams else None,
+            "blend_error": self.seams.at_rim if self.seams else None,
+            "novelty": self.novelty,
+        }
+
+
+def _look(
+    run: RunSpec, plan: ScenePlan, classes: list[int], seams: Seams | None, light: npt.NDArray[np.int64]
+) -> _Looked:
+    scene_id, guard = plan.scene.id, run.guard
+    judged = not run.is_released(plan)
+    seam_sentence = held_back(scene_id, seams.score, run.config.max_seam_score) if seams and judged else ""
+    newness = novelty(light, run.description.light)
+    named = {one.name: count for one, count in zip(run.description.classes, classes, strict=True)}
+    objections = guard.objections(scene_id, named, newness, plan.before) if guard and judged else []
+    objection = f"{scene_id}: {'; '.join(objections)}" if objections else ""
+    return _Looked(
+        classes=classes,
+        seams=seams,
+        novelty=newness,
+        sentence=seam_sentence or objection,
+        is_held=bool(seam_sentence or (objection and guard and guard.limits.hold)),
+    )
+
+
+def _hold(run: RunSpec, plan: ScenePlan, looked: _Looked, thumbnail: bytes) -> HeldBack:
+    """Leave the mask's small picture beside the scene's parts, to be looked at."""
+    uri = store.join(part_folder(run, plan), "thumbnail.png")
+    store.write(uri, thumbnail)
+    return HeldBack(sentence=looked.sentence, thumbnail=uri, **looked.facts())
 
 
 def _tidy(run: RunSpec, scene_id: str) -> None:

@@ -102,7 +102,7 @@ class RunReport:
         steps = (
             (counts["failed"], f"failed: geoseg retry {out} tries them again, alone"),
             (counts["refused"], f"refused: mend what their causes say, then geoseg retry {out}"),
-            (counts["held"], "held back: look at them, then allow more or change the settings"),
+            (counts["held"], f"held back: geoseg release {out} lists them, and publishes those that it is given"),
             (remaining, "lost their source: geoseg nightly JOB.toml --remove-gone removes what was published of them"),
         )
         return [f"{num} {'scene' if num == 1 else 'scenes'} {sentence}" for num, sentence in steps if num]

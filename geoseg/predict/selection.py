@@ -26,17 +26,27 @@ class Gone:
 class Selection:
     """``todo``: scenes that are new, changed, or of which listings do not tell enough; ``reasons`` of each as far as known.
 
-    ``num_unchanged`` scenes have an item with the fingerprint of this run.
+    ``num_unchanged`` scenes have an item with the fingerprint of this run; those of ``held`` are held back as they were before.
     """
 
     todo: tuple[SceneRef, ...]
     reasons: dict[str, tuple[str, ...]]
     num_unchanged: int
+    held: tuple[str, ...]
     gone: tuple[Gone, ...]
 
 
-def select(refs: Sequence[SceneRef], versions: Versions, run: RunSpec, known: Mapping[str, Known]) -> Selection:
-    """Subtract from the scenes what is published, and find what is published of scenes that are gone.
+def select(
+    refs: Sequence[SceneRef],
+    versions: Versions,
+    run: RunSpec,
+    known: Mapping[str, Known],
+    *,
+    held: Mapping[str, str] | None = None,
+) -> Selection:
+    """Subtract from the scenes what is published or held back, and find what is published of scenes that are gone.
+
+    ``held``: the fingerprints of scenes that the last run held back, by the limits of this one.
 
     A scene is gone when all of its images are known to be absent: because they were named and are not there, or because
     the folder or prefix that held them was listed without them. What a job does not ask for, it does not judge.
@@ -44,7 +54,7 @@ def select(refs: Sequence[SceneRef], versions: Versions, run: RunSpec, known: Ma
     versions.look_up(uri for ref in refs for image in ref.uris for uri in (image, mask_uri(image)))
     todo: list[SceneRef] = []
     reasons: dict[str, tuple[str, ...]] = {}
-    gone = []
+    gone, still_held = [], []
     num_unchanged = 0
     for ref in refs:
         standing = known.get(ref.id)
@@ -52,7 +62,11 @@ def select(refs: Sequence[SceneRef], versions: Versions, run: RunSpec, known: Ma
             gone.append(Gone(id=ref.id, sources=standing.sources))
             continue
         told = [_version(uri, versions) if uri else None for uri in ref.dates or (ref.uri,)]
-        stands = standing is not None and standing.fingerprint == run.fingerprint_of(told, is_stack=bool(ref.dates))
+        fingerprint = run.fingerprint_of(told, is_stack=bool(ref.dates))
+        stands = standing is not None and standing.fingerprint == fingerprint
+        if held and held.get(ref.id) == fingerprint:
+            still_held.append(ref.id)
+            continue
         if standing is None:
             reasons[ref.id] = ("new",)
         elif not stands:
@@ -65,7 +79,9 @@ def select(refs: Sequence[SceneRef], versions: Versions, run: RunSpec, known: Ma
     for scene_id, standing in known.items():
         if scene_id not in asked and all(_was_listed_away(uri, versions) for uri in standing.sources):
             gone.append(Gone(id=scene_id, sources=standing.sources))
-    return Selection(todo=tuple(todo), reasons=reasons, num_unchanged=num_unchanged, gone=tuple(gone))
+    return Selection(
+        todo=tuple(todo), reasons=reasons, num_unchanged=num_unchanged, held=tuple(still_held), gone=tuple(gone)
+    )
 
 
 def _version(uri: str, versions: Versions) -> tuple[str, str | None]:

@@ -40,11 +40,17 @@ _PROBABILITY_SCALE = 1 / 254
 
 
 def make_item(
-    run: RunSpec, plan: ScenePlan, *, classes: list[int], seams: Seams | None, assets: dict[str, dict[str, Any]]
+    run: RunSpec,
+    plan: ScenePlan,
+    *,
+    classes: list[int],
+    seams: Seams | None,
+    novelty: float | None,
+    assets: dict[str, dict[str, Any]],
 ) -> bytes:
     """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and SHA-256 of each published file.
 
-    ``seams`` are those of a network that is blended.
+    ``seams`` are those of a network that is blended, ``novelty`` that of the scene's light to the bundle (``geoseg.model.light``).
 
     The same scene, bundle and settings give the same bytes: no time of processing, no host, no credentials.
     """
@@ -70,6 +76,8 @@ def make_item(
             "geoseg:settings": run.config.pixel_settings(),
             **_beside_the_scene(run, plan),
             **(_seam_properties(seams) if seams is not None else {}),
+            **({"geoseg:novelty": novelty} if novelty is not None else {}),
+            **({"geoseg:released": True} if run.is_released(plan) else {}),
         },
     )
     item.stac_extensions.append(_PROCESSING)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from geoseg.errors import SceneReadError
 from geoseg.predict.bundles import bundle_of
 from geoseg.predict.failure import Failure, attempt
+from geoseg.predict.light import window_light
 from geoseg.predict.mask import class_mask, class_probabilities, count_classes, to_scene_pixels
 from geoseg.predict.parts import part_uri
 from geoseg.predict.plan import RunSpec
@@ -156,7 +157,15 @@ class Worker:
         if chances is not None:
             store.write(uri + ".probabilities", pack_blocks({}, encode_window(chances, window, plan.window)))
         blocks = encode_window(mask[None], window, plan.window) if mask is not None else []
-        told = {"classes": classes, **({"seams": seams.counts()} if seams is not None else {})}
+        told: dict[str, Any] = {"classes": classes}
+        if seams is not None:
+            told["seams"] = seams.counts()
+        description = self.run_spec.description
+        if read.around is not None and description.light:
+            light = window_light(
+                read.around, read.valid, plan.stitching, window, description, self.run_spec.config.scale
+            )
+            told["light"] = light.tolist()
         store.write(uri, pack_blocks(told, blocks))
         return sum(classes)
 
