@@ -20,6 +20,7 @@ import geoseg
 from geoseg.cli import main
 from geoseg.config import check
 from geoseg.errors import ConfigError, GeosegError, NothingReadableError
+from geoseg.predict.bundles import load_bundle
 from geoseg.raster import store
 from geoseg.run_training import run_training
 from geoseg.train.job import TrainJob
@@ -66,6 +67,21 @@ def test_a_bundle_comes_out_that_predicts(trained: tuple[Path, str], folder: Pat
     assert report.counts["published"] == 1
     with rasterio.open(report.scenes[0].mask) as mask:
         assert set(np.unique(mask.read(1))) <= {0, 1, 2, 255}
+
+
+def test_the_bundle_knows_the_light_of_its_training_scenes(
+    trained: tuple[Path, str], folder: Path, tmp_path: Path
+) -> None:
+    out, _ = trained
+    job = json.loads((out / "job.json").read_text())
+    description = load_bundle(str(out / "bundle")).description
+    assert len(description.light) == len(job["train"])
+    assert {one.source for one in description.light} == {
+        source["name"] for source in job["job"]["source"] if source["use"] != "validate"
+    }
+    report = geoseg.predict(str(folder / f"{job['train'][0]}.tif"), str(tmp_path), bundle=str(out / "bundle"))
+    assert report.scenes[0].novelty is not None
+    assert report.scenes[0].novelty < 1.5
 
 
 def test_the_scores_are_those_of_the_masks_that_predict_publishes(
