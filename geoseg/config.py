@@ -152,7 +152,7 @@ class GuardConfig(Section):
     published all the same.
     """
 
-    max_novelty: Annotated[FiniteFloat, Field(ge=0)] = 3.0
+    max_novelty: Annotated[FiniteFloat, Field(ge=0)] = 4.0
     max_change: Annotated[FiniteFloat, Field(ge=0)] = 4.0
     max_deviation: Annotated[FiniteFloat, Field(ge=0)] = 6.0
     hold: bool = True

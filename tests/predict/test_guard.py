@@ -240,7 +240,7 @@ def test_a_strange_scene_is_held_listed_and_released(root: str, bundle: Path, tm
     assert held.novelty is not None
     assert store.read(held.thumbnail).startswith(b"\x89PNG")
     assert not store.exists(f"{out}/black/item.json")
-    assert json.loads(store.read(f"{out}/town/item.json"))["properties"]["geoseg:novelty"] < 3
+    assert json.loads(store.read(f"{out}/town/item.json"))["properties"]["geoseg:novelty"] < 4
     assert output_status(out).held == 1
     assert "geoseg release" in "\n".join(first.next_steps())
 
