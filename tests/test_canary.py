@@ -101,8 +101,9 @@ def test_the_figures_are_those_of_whole_masks_and_results_stay_as_they_are(
     root: str, bundles: tuple[Path, Path], pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = noise(3, 600, 70, seed=9)
-    part[:, :520, 30:] = 0
-    store.write(f"{root}/in/half.tif", write_scene(tmp_path / "half.tif", part, nodata=0).read_bytes())
+    part[:, :520, 9:] = 0  # a part of a block
+    part[:, :512] = 0  # and a whole one, which is not stored
+    store.write(f"{root}/in/torn.tif", write_scene(tmp_path / "torn.tif", part, nodata=0).read_bytes())
     published(root, bundles, pixels)
     stood = results(root)
     first = canary(root, bundles, scenes=2)
@@ -237,7 +238,7 @@ def test_a_scene_that_is_replaced_meanwhile_is_told(
         put(root, pixels, "01", seed=100)
         ran = predict_refs(*args, **how)
         put(root, pixels, "02", seed=100)
-        run_nightly(job(root, bundles[0]), quiet=True)
+        run_nightly(job(root, bundles[0], scenes=[f"{root}/in/02.tif"]), quiet=True)
         item = json.loads(store.read(f"{root}/out/03/item.json"))
         store.delete([f"{root}/out/03/{item['assets']['mask']['href'][2:]}"])
         return ran
@@ -265,6 +266,11 @@ def test_the_sample_is_of_what_stands(bundles: tuple[Path, Path], pixels: Pixels
     assert {one.id for one in told.scenes} == {"00", "03", "04"}
     assert (told.redo.scenes, told.redo.items_read) == (4, 4), "the one that changed has to be done as well"
     assert told.redo.area_km2 == pytest.approx(4 * 40 * 53 * PIXEL_M2 / 1e6, rel=1e-3)
+    named = [{"type": "Feature", "id": name, "properties": {"uri": f"{root}/in/{name}.tif"}} for name in NAMES]
+    store.write(f"{root}/list.geojson", json.dumps({"type": "FeatureCollection", "features": named}).encode())
+    by_name = job(root, bundles[0], scenes=[], source=[{"manifest": f"{root}/list.geojson"}])
+    again = run_canary(by_name, bundle=str(bundles[1]), quiet=True)
+    assert {one.id for one in again.scenes} == {"00", "03", "04"}, "the list still names the one that is gone"
     with pytest.raises(NothingReadableError, match=r"of 5 published scenes none .* present bundle"):
         run_canary(job(root, bundles[1]), bundle=str(bundles[0]), quiet=True)
 
