@@ -46,6 +46,7 @@ def main(debug: bool) -> None:
       geoseg evaluate EVALUATE.toml         scores, error maps and pictures of labelled scenes
       geoseg verify out                     read everything published again and check it
       geoseg nightly JOB.toml               what is new or changed in the sources, and nothing else
+      geoseg canary JOB.toml --bundle NEW   what a new bundle would change, on a sample of what is published
       geoseg status | why | retry           how an output stands; one scene's story; the failed ones again
       geoseg models                         the networks, and what each costs
 
@@ -363,6 +364,32 @@ def nightly(job: str, out: str | None, remove_gone: bool, as_json: bool, quiet: 
 
     report = run_nightly(load_job(job, {"out": out, "cluster": cluster}), remove_gone=remove_gone, quiet=quiet)
     _tell(report, as_json)
+
+
+@main.command()
+@click.argument("job", type=click.Path(dir_okay=False))
+@click.option("--bundle", required=True, help="Bundle to try: a name or a URI.")
+@click.option(
+    "--scenes", type=click.IntRange(1), default=20, show_default=True, help="How many published scenes at most."
+)
+@click.option("--to", help="Folder or prefix for its masks and report.  [default: in the output, apart from results]")
+@click.option("--out", help="Folder or prefix of the job's masks and items.")
+@click.option("--workers", type=int, help="Workers of the cluster.")
+@click.option("--address", help="Ray cluster to use; without one a private Ray is started when needed.")
+@click.option("--engine", type=click.Choice(["auto", "local", "ray"]), help="A plain loop or Ray.  [default: auto]")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def canary(
+    job: str, bundle: str, scenes: int, to: str | None, out: str | None, as_json: bool, quiet: bool, **cluster: Any
+) -> None:
+    """Try another bundle on a sample of what JOB (TOML) has published, and tell what differs; results stay as they are."""
+    from geoseg.canary import run_canary
+    from geoseg.config import load_job
+
+    loaded = load_job(job, {"out": out, "cluster": cluster})
+    told = run_canary(loaded, bundle=bundle, scenes=scenes, to=to, quiet=quiet)
+    click.echo(told.to_json() if as_json else "\n".join(told.lines()))
+    sys.exit(told.exit_code)
 
 
 @main.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +53,22 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}"
     return f"s3://{request.getfixturevalue('bucket')}"
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return two bundles of one kind with other weights."""
+    from kit.oracle import seeded_bundle  # torch, which not every test needs
+
+    return seeded_bundle(tmp_path_factory.mktemp("one")), seeded_bundle(tmp_path_factory.mktemp("two"), seed=1)
+
+
+@pytest.fixture
+def pixels(tmp_path: Path) -> Callable[[int], bytes]:
+    """Give the bytes of a small scene, others for each seed."""
+    from kit.scenes import noise, write_scene
+
+    def made(seed: int) -> bytes:
+        return write_scene(tmp_path / "made.tif", noise(3, 40, 53, seed=seed)).read_bytes()
+
+    return made

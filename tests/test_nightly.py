@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from kit.data import data_folder
-from kit.oracle import seeded_bundle
-from kit.scenes import noise, write_scene
+from kit.nights import job, objects, put
+from kit.scenes import write_scene
 
 from geoseg.cli import main
-from geoseg.config import Job, load_job
 from geoseg.errors import NothingReadableError, OutputHeldError
 from geoseg.nightly import run_nightly, run_retry
 from geoseg.predict import ledger
@@ -34,56 +33,13 @@ from geoseg.status import explain_scene, output_status
 FIRST = [f"{number:02}" for number in range(6)]
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two bundles of one kind with other weights."""
-    return seeded_bundle(tmp_path_factory.mktemp("one")), seeded_bundle(tmp_path_factory.mktemp("two"), seed=1)
-
-
 @pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.bucket)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "store") if request.param == "folder" else f"s3://{request.getfixturevalue('bucket')}"
 
 
-@pytest.fixture
-def pixels(tmp_path: Path) -> Any:
-    """Give the bytes of a small scene, others for each seed."""
-
-    def made(seed: int) -> bytes:
-        return write_scene(tmp_path / "made.tif", noise(3, 40, 53, seed=seed)).read_bytes()
-
-    return made
-
-
-def put(root: str, pixels: Any, *names: str, seed: int = 0) -> None:
-    for name in names:
-        store.write(f"{root}/in/{name}.tif", pixels(seed + int(name[:2])))
-
-
-def job(root: str, bundle: Path, **values: Any) -> Job:
-    return load_job(
-        None,
-        {
-            "scenes": [f"{root}/in/"],
-            "out": f"{root}/out",
-            "bundle": str(bundle),
-            "cluster": {"engine": "local"},
-            **values,
-        },
-    )
-
-
 def night(root: str, bundle: Path, *, remove_gone: bool = False, **values: Any) -> RunReport:
     return run_nightly(job(root, bundle, **values), remove_gone=remove_gone, quiet=True)
-
-
-def objects(root: str) -> dict[str, str]:
-    """ETag of each object of the output, without the records of runs."""
-    return {
-        info.uri.removeprefix(f"{root}/out/"): info.etag
-        for info in store.walk(f"{root}/out/")
-        if "/_geoseg/runs/" not in info.uri
-    }
 
 
 def told(report: RunReport) -> dict[str, Any]:

@@ -1,7 +1,11 @@
-"""Pictures of an evaluation: image, truth, mask and errors of a scene from every so-manieth pixel, and reliability."""
+"""Pictures of an evaluation: image, truth, mask and errors of a scene from every so-manieth pixel, and reliability.
+
+And of two masks: what changed where most did.
+"""
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from geoseg.evaluate.difference import ClassMatch
 from geoseg.evaluate.judge import EvaluationScene, JudgedWindow, error_codes, error_map
 from geoseg.model.description import ClassName
 from geoseg.model.pictures import BACKGROUND, INK, NO_DATA, PAPER, Rgb, colored, page, png, swatch
@@ -19,6 +24,8 @@ from geoseg.train.metrics import Counts, class_scores, reliability
 _SIDE = 640
 _OPEN = (112, 116, 126)
 _ERRORS = {"missed": (255, 40, 170), "false": (40, 200, 255), "wrong class": (160, 255, 60)}
+_CHANGE_SIDE = 360
+_GAINED_HUES, _LOST_HUES, _SWAPPED = (0.33, 0.55), (0.91, 1.08), (165, 115, 255)
 _LINE, _BAR, _GAP_BAR = (190, 188, 182), (80, 120, 190), (235, 150, 120)
 
 
@@ -36,8 +43,11 @@ class Sample:
 
 def error_colors(classes: Sequence[ClassName]) -> tuple[Rgb, ...]:
     """The colours of an error map's codes: what is right is dark, errors are bright."""
-    right = [(red * 5 // 9, green * 5 // 9, blue * 5 // 9) for red, green, blue in (one.color for one in classes[1:])]
-    return (BACKGROUND, *right, *(_ERRORS[name] for name in error_codes(len(classes))))
+    return (BACKGROUND, *_dark(classes[1:]), *(_ERRORS[name] for name in error_codes(len(classes))))
+
+
+def _dark(classes: Sequence[ClassName]) -> list[Rgb]:
+    return [(red * 5 // 9, green * 5 // 9, blue * 5 // 9) for red, green, blue in (one.color for one in classes)]
 
 
 def _step(shape: tuple[int, int]) -> int:
@@ -91,6 +101,58 @@ def scene_picture(scene_shape: tuple[int, int], samples: Iterable[Sample], class
     panels = [("image", image), ("truth", truth), ("mask", colored(mask_hw, classes)), ("errors", table[errors_hw])]
     swatches = [(name, swatch(color)) for name, color in legend]
     return page([title for title, _ in panels], [[pixels for _, pixels in panels]], swatches, side=_SIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedPlace:
+    """A part of a scene: a caption, its image (row, col, rgb), and its masks before and after in codes of a ``ClassMatch``."""
+
+    caption: str
+    image: NDArray[np.uint8]
+    before_hw: NDArray[np.uint8]
+    after_hw: NDArray[np.uint8]
+
+
+def changes_picture(places: Sequence[ChangedPlace], match: ClassMatch) -> bytes:
+    """A PNG with a row for each place: image, published mask, new mask, and what changed in bright colours."""
+    classes = match.all
+    legend, table = _change_colors(classes)
+    rows = [
+        [
+            one.image,
+            *(colored(codes, classes) for codes in (one.before_hw, one.after_hw)),
+            table[one.before_hw, one.after_hw],
+        ]
+        for one in places
+    ]
+    return page(
+        ["image, where most changed", "published", "new", "changed"],
+        rows,
+        [(name, swatch(color)) for name, color in legend],
+        side=_CHANGE_SIDE,
+        captions=[one.caption for one in places],
+    )
+
+
+def _change_colors(classes: Sequence[ClassName]) -> tuple[list[tuple[str, Rgb]], NDArray[np.uint8]]:
+    """A legend, and the colour (before, after, rgb) of each change; a class that stays is dark."""
+    num = len(classes)
+    table = np.full((256, 256, 3), NO_DATA, np.uint8)
+    table[:num, :num] = _SWAPPED
+    for code, color in enumerate((BACKGROUND, *_dark(classes[1:]))):
+        table[code, code] = color
+    legend = [(one.name, one.color) for one in classes[1:]]
+    for code, one in enumerate(classes[1:], 1):
+        for hues, name, change in ((_GAINED_HUES, "gained", (0, code)), (_LOST_HUES, "lost", (code, 0))):
+            color = _bright(hues, (code - 1) / max(1, num - 2))
+            table[change] = color
+            legend.append((f"{one.name} {name}", color))
+    return [*legend, ("one for another", _SWAPPED)], table
+
+
+def _bright(hues: tuple[float, float], share: float) -> Rgb:
+    red, green, blue = colorsys.hsv_to_rgb((hues[0] + share * (hues[1] - hues[0])) % 1, 0.85, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
 
 def reliability_picture(counts: Counts, classes: Sequence[ClassName]) -> bytes:

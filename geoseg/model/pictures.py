@@ -66,8 +66,11 @@ def page(
     legend: Sequence[tuple[str, npt.NDArray[np.uint8]]],
     *,
     side: int,
+    captions: Sequence[str] = (),
 ) -> bytes:
     """A PNG of panels (row, col, rgb) of which the longer side has ``side`` pixels, with a title above each column.
+
+    ``captions`` stand above the rows, one for each.
 
     The first panel of a row is an image, the others are of class codes, whose edges stay sharp. The legend, at the top
     right, names square swatches (row, col, rgb); it gets a line of its own where the titles leave it no room.
@@ -79,7 +82,8 @@ def page(
     width = max(len(titles) * column + _GAP, sum(entries) + 2 * _GAP)
     room = width - (len(titles) - 1) * column - _GAP - int(font.getlength(titles[-1])) - _GAP
     top = _GAP + (0 if sum(entries) <= room else _CAPTION)
-    canvas = Image.new("RGB", (width, top + _CAPTION + sum(height + _GAP for _, height in sizes)), PAPER)
+    above = _CAPTION - _GAP if captions else 0
+    canvas = Image.new("RGB", (width, top + _CAPTION + sum(above + height + _GAP for _, height in sizes)), PAPER)
     draw = ImageDraw.Draw(canvas)
     left = width - _GAP - sum(entries) + 16
     for (name, swatch), entry in zip(legend, entries, strict=True):
@@ -89,7 +93,9 @@ def page(
     for place, title in enumerate(titles):
         draw.text((_GAP + place * column, top), title, INK, font)
     top += _CAPTION
-    for row, size in zip(rows, sizes, strict=True):
+    for row, size, caption in zip(rows, sizes, captions or [""] * len(rows), strict=True):
+        draw.text((_GAP, top), caption, INK, font)
+        top += above
         for place, pixels in enumerate(row):
             kind = Image.Resampling.LANCZOS if place == 0 else Image.Resampling.BOX
             panel = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, kind)

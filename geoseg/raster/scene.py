@@ -168,13 +168,16 @@ def _is_object(uri: str) -> bool:
 
 
 def _below(root: str, out: str | None, versions: Versions) -> Iterator[str]:
-    """The objects below a folder or prefix, but for the assets beside the items that were published under ``out``."""
+    """The objects below a folder or prefix, but for the assets beside the items that were published under ``out``.
+
+    What geoseg keeps there for itself is left out too: a canary's masks are no scenes of the next night.
+    """
     uris = versions.walk(root)
     published = {uri.rpartition("/")[0] for uri in uris if uri.endswith("/item.json")}
     for uri in uris:
         folder, _, name = uri.rpartition("/")
         is_asset = folder in published and folder.rpartition("/")[0] == out and _ASSET.fullmatch(name)
-        if not is_asset:
+        if not is_asset and not uri.startswith(f"{out}/_geoseg/"):
             yield uri
 
 

@@ -164,6 +164,14 @@ def test_what_was_published_below_the_output_is_no_scene(out: str, root: str) ->
     )
 
 
+@pytest.mark.parametrize("out", ["in/masks", "in"])
+def test_what_geoseg_keeps_below_the_output_is_no_scene(out: str, root: str) -> None:
+    tried = [f"{out}/_geoseg/canary/0123/a/item.json", f"{out}/_geoseg/canary/0123/a/{MASK}"]
+    fill(root, "in/a.tif", "in/_geoseg2/b.tif", *tried)
+    for source in ("in", "in/*.tif"):
+        assert set(listed(root, source, out=f"{root}/{out}")) == {"in/a.tif", "in/_geoseg2/b.tif"}
+
+
 @pytest.mark.bucket
 def test_an_odd_key_is_a_scene_that_says_why_it_cannot_be_read(bucket: str) -> None:
     for key in ("in/a//b.tif", "in/good.tif"):
