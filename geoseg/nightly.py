@@ -16,6 +16,7 @@ from geoseg.predict.selection import Selection, select
 from geoseg.predict.sources import list_job
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
+from geoseg.raster.versions import Versions
 from geoseg.run import make_run_spec, predict_refs
 
 RETRIED = "retried"
@@ -40,7 +41,7 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         listing_s = time.monotonic() - began
         lease.check()
         refs = {ref.id: ref for ref in selection.todo}
-        report = predict_refs(job, run, selection.todo, lease, kind="nightly", quiet=quiet)
+        report = predict_refs(job, run, selection.todo, lease, versions=listing.versions, kind="nightly", quiet=quiet)
         report = replace(
             report,
             scenes=tuple(_with_reasons(scene, reasons) for scene in report.scenes),
@@ -82,7 +83,7 @@ def run_retry(out: str, *, quiet: bool = False) -> RunReport | None:
         return None
     run = make_run_spec(job)
     with Lease(run.out) as lease:
-        report = predict_refs(job, run, list(refs.values()), lease, kind="retry", quiet=quiet)
+        report = predict_refs(job, run, list(refs.values()), lease, versions=Versions(), kind="retry", quiet=quiet)
         report = replace(report, scenes=tuple(_with_reasons(scene, {scene.id: (RETRIED,)}) for scene in report.scenes))
         lease.check()
         published = {scene.id: known_of(scene, refs[scene.id], run) for scene in report.scenes if scene.item_etag}

@@ -29,9 +29,11 @@ from geoseg.predict.predictor import network_spec, network_to_run
 from geoseg.predict.progress import Progress
 from geoseg.predict.record import RunReport, write_record
 from geoseg.predict.sources import list_job
+from geoseg.predict.turns import take_turns
 from geoseg.raster import store
 from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef
+from geoseg.raster.versions import Versions
 from geoseg.raster.window import Window
 
 _SMALL_WINDOWS = 256
@@ -81,7 +83,7 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     run = make_run_spec(job)
     listing = list_job(job, run.out)
     with Lease(run.out) as lease:
-        report = predict_refs(job, run, listing.refs, lease, kind="predict", quiet=quiet)
+        report = predict_refs(job, run, listing.refs, lease, versions=listing.versions, kind="predict", quiet=quiet)
         report = replace(report, remarks=listing.remarks)
         write_record(report, job, run, {ref.id: ref for ref in listing.refs})
     return report
@@ -117,20 +119,25 @@ def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:
 
 
 def predict_refs(
-    job: Job, run: RunSpec, refs: Sequence[SceneRef], lease: Lease, *, kind: str, quiet: bool
+    job: Job, run: RunSpec, refs: Sequence[SceneRef], lease: Lease, *, versions: Versions, kind: str, quiet: bool
 ) -> RunReport:
-    """Predict and publish these scenes under the lease held on the output. Raises StopError kinds alone."""
+    """Predict and publish these scenes under the lease held on the output. Raises StopError kinds alone.
+
+    ``versions`` gets to know how large they are.
+    """
     if not refs:
         return RunReport(kind=kind, run_id=lease.run_id, out=run.out, engine="none", scenes=())
     engine = choose_engine(job, run, refs)
     progress = Progress(len(refs), quiet=quiet)
     keep_bundle(run)
+    versions.look_up(uri for ref in refs for uri in ref.uris)
+    turns = take_turns(refs, versions)
     if engine == "ray":
         from geoseg.cluster.predict import predict_on_cluster
 
-        ledger = predict_on_cluster(refs, run, job.cluster, progress, run_id=lease.run_id, check=lease.check)
+        ledger = predict_on_cluster(turns, run, job.cluster, progress, run_id=lease.run_id, check=lease.check)
     else:
-        ledger = predict_locally(refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
+        ledger = predict_locally(turns, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
     if progress.windows_done:
         progress.show(last=True)
     working_h = progress.working_s / 3600

@@ -18,7 +18,7 @@ from geoseg.config import ClusterConfig
 from geoseg.predict.ledger import Ledger
 from geoseg.predict.plan import RunSpec
 from geoseg.predict.progress import Progress
-from geoseg.raster.scene import SceneRef
+from geoseg.predict.turns import Turn
 
 _RETRIES = 1
 # Ray Data does not replace a worker that may not restart any more, so some must be to spare; but a worker that cannot so
@@ -28,7 +28,7 @@ _LISTING_CPUS = 0.5  # it mostly waits; and unlike its neighbours', or Ray would
 
 
 def predict_on_cluster(
-    refs: Sequence[SceneRef],
+    turns: Sequence[Turn],
     run: RunSpec,
     cluster: ClusterConfig,
     progress: Progress,
@@ -47,7 +47,7 @@ def predict_on_cluster(
         progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
         meter = SceneMeter(run_id)
         driver = Driver(run, progress, check, publishers=workers.publishers, meter=meter)
-        for left in driver.ledger.rounds(refs):
+        for left in driver.ledger.rounds(turns):
             alone = driver.ledger.is_last_round
             with settings(cluster, rows_per_block=1 if alone else workers.rows_per_block):
                 driver.follow(window_outcomes(left, run, cluster, workers, run_id=run_id, alone=alone))
@@ -56,15 +56,15 @@ def predict_on_cluster(
 
 
 def window_outcomes(
-    refs: Sequence[SceneRef], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, run_id: str, alone: bool
+    turns: Sequence[Turn], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, run_id: str, alone: bool
 ) -> Dataset:
-    """The chain: scenes go in, a row comes out for each scene that was planned and each window that ended.
+    """The chain: turns of scenes go in, a row comes out for each that was planned and for each window that ended.
 
     A task that ends its process twice is given up with the rows it has; ``alone`` gives each scene and each window
     that is still to do a task of its own, so that what ends a process takes nothing else along.
     """
     rows_per_task, at_once = (1, 1) if alone else (workers.rows_per_block, 2)
-    source = PlannedScenes(refs, run, alone=alone)
+    source = PlannedScenes(turns, run, alone=alone)
     scenes: Dataset = ray.data.read_datasource(
         source, override_num_blocks=source.num_tasks, ray_remote_args={"max_retries": _RETRIES}
     )

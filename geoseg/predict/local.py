@@ -12,19 +12,19 @@ from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import try_to_publish
 from geoseg.predict.reading import Task
+from geoseg.predict.turns import Turn
 from geoseg.predict.worker import Worker
-from geoseg.raster.scene import SceneRef
 
 
 def predict_locally(
-    refs: Sequence[SceneRef], run: RunSpec, progress: Progress, *, read_threads: int, check: Callable[[], None]
+    turns: Sequence[Turn], run: RunSpec, progress: Progress, *, read_threads: int, check: Callable[[], None]
 ) -> Ledger:
-    """Predict and publish scenes one after the other; ``check`` is called now and then and may end the run.
+    """Predict and publish scenes turn after turn; ``check`` is called now and then and may end the run.
 
     Raises StopError kinds alone.
     """
     ledger = Ledger(progress)
-    for left in ledger.rounds(refs):
+    for left in ledger.rounds(turns):
         worker = Worker(run, read_threads=read_threads)
         progress.ready()
         progress.held_by_workers(gpus=worker.num_gpus, cpus=torch.get_num_threads())
@@ -48,17 +48,17 @@ def predict_locally(
     return ledger
 
 
-def _tasks(refs: Sequence[SceneRef], run: RunSpec, ledger: Ledger) -> Iterator[Task]:
-    for ref in refs:
-        found = prepare_windows(ref, run, only_todo=False)
+def _tasks(turns: Sequence[Turn], run: RunSpec, ledger: Ledger) -> Iterator[Task]:
+    for turn in turns:
+        found = prepare_windows(turn.ref, run, only_todo=False)
         if isinstance(found, Failure):
             found.raise_if_stop()
-            ledger.refused(ref, found)
+            ledger.refused(turn.ref, found)
         elif isinstance(found, SceneReport):
             ledger.settled(found)
         else:
             _publish(ledger.planned(found.plan, found.num), run, ledger)
-            for window in found.each:
+            for window in turn.share(found.each, found.num):
                 yield Task(found.plan, window)
 
 
