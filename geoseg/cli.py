@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from geoseg.predict.record import RunReport
 
 
+_INTERRUPTED = "geoseg: interrupted; what is finished stays, the same command goes on from there"
+
+
 class _Group(click.Group):
     """Turns errors of ours into one sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        import signal
+
         from geoseg.errors import GeosegError
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end what a person interrupts
         try:
             return super().invoke(ctx)
         except GeosegError as error:
@@ -28,7 +34,7 @@ class _Group(click.Group):
             click.echo(f"geoseg: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("geoseg: interrupted; what is finished stays, the same command goes on from there", err=True)
+            click.echo(_INTERRUPTED, err=True)
             sys.exit(130)
 
 
@@ -138,8 +144,7 @@ def predict(
         click.echo(f"{scene.status}: {scene.id}" + (f": {told}" if told else ""))
     for sentence in report.remarks:
         click.echo(sentence, err=True)
-    click.echo(report.summary(), err=True)
-    sys.exit(report.exit_code)
+    _end(report)
 
 
 def _sections(options: dict[str, Any], **top: Any) -> dict[str, Any]:
@@ -396,7 +401,14 @@ def _tell(report: RunReport, as_json: bool) -> None:
             )
         for sentence in (*report.remarks, *report.next_steps()):
             click.echo(sentence)
+    _end(report)
+
+
+def _end(report: RunReport) -> None:
+    """The last lines of a run, and its exit code."""
     click.echo(report.summary(), err=True)
+    if report.num_left:
+        click.echo(_INTERRUPTED, err=True)
     sys.exit(report.exit_code)
 
 

@@ -42,6 +42,7 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         lease.check()
         refs = {ref.id: ref for ref in selection.todo}
         report = predict_refs(job, run, selection.todo, lease, versions=listing.versions, kind="nightly", quiet=quiet)
+        remove_gone = remove_gone and not report.num_left  # a signal asked it to end
         report = replace(
             report,
             scenes=tuple(_with_reasons(scene, reasons) for scene in report.scenes),

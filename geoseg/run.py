@@ -18,9 +18,10 @@ from geoseg.model.costs import peak_bytes, shadow_of
 from geoseg.model.network import Network
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
+from geoseg.predict.drain import Drain
 from geoseg.predict.failure import Failure
 from geoseg.predict.lease import Lease
-from geoseg.predict.ledger import PlannedWindows, SceneReport, prepare_windows
+from geoseg.predict.ledger import Ledger, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
@@ -123,7 +124,7 @@ def predict_refs(
 ) -> RunReport:
     """Predict and publish these scenes under the lease held on the output. Raises StopError kinds alone.
 
-    ``versions`` gets to know how large they are.
+    ``versions`` gets to know how large they are. A signal ends it in good order: see ``Drain``.
     """
     if not refs:
         return RunReport(kind=kind, run_id=lease.run_id, out=run.out, engine="none", scenes=())
@@ -131,13 +132,19 @@ def predict_refs(
     progress = Progress(len(refs), quiet=quiet)
     keep_bundle(run)
     versions.look_up(uri for ref in refs for uri in ref.uris)
-    turns = take_turns(refs, versions)
+    turns, ledger = take_turns(refs, versions), Ledger(progress)
     if engine == "ray":
         from geoseg.cluster.predict import predict_on_cluster
 
-        ledger = predict_on_cluster(turns, run, job.cluster, progress, run_id=lease.run_id, check=lease.check)
+        predict = partial(predict_on_cluster, cluster=job.cluster, run_id=lease.run_id)
     else:
-        ledger = predict_locally(turns, run, progress, read_threads=job.cluster.read_threads, check=lease.check)
+        predict = partial(predict_locally, read_threads=job.cluster.read_threads)
+    with Drain() as drain:
+        try:
+            predict(turns, run, ledger, check=lease.check, drain=drain)
+        except KeyboardInterrupt:
+            if not drain.is_late:
+                raise
     if progress.windows_done:
         progress.show(last=True)
     working_h = progress.working_s / 3600
@@ -147,6 +154,7 @@ def predict_refs(
         out=run.out,
         engine=engine,
         scenes=tuple(sorted(ledger.reports, key=lambda report: report.uri)),
+        num_left=len(refs) - len(ledger.reports),
         windows=progress.windows_done,
         pixels=progress.pixels_done,
         area_km2=progress.area_km2,

@@ -12,12 +12,13 @@ from geoseg.cluster.driver import Driver
 from geoseg.cluster.metrics import SceneMeter
 from geoseg.cluster.operators import PredictWindows, read_windows
 from geoseg.cluster.resources import Workers, plan_workers
+from geoseg.cluster.resting import forget
 from geoseg.cluster.rows import PlannedScenes, list_scene_windows
 from geoseg.cluster.session import session, settings
 from geoseg.config import ClusterConfig
+from geoseg.predict.drain import Drain
 from geoseg.predict.ledger import Ledger
 from geoseg.predict.plan import RunSpec
-from geoseg.predict.progress import Progress
 from geoseg.predict.turns import Turn
 
 _RETRIES = 1
@@ -30,29 +31,32 @@ _LISTING_CPUS = 0.5  # it mostly waits; and unlike its neighbours', or Ray would
 def predict_on_cluster(
     turns: Sequence[Turn],
     run: RunSpec,
-    cluster: ClusterConfig,
-    progress: Progress,
+    ledger: Ledger,
     *,
+    cluster: ClusterConfig,
     run_id: str,
     check: Callable[[], None],
-) -> Ledger:
+    drain: Drain,
+) -> None:
     """Predict and publish scenes with Ray; ``check`` is called now and then and may end the run.
 
-    ``run_id`` is the label of the run in the metrics.
-
-    The objects are those of ``predict_locally``, byte for byte. Raises StopError kinds alone.
+    ``run_id`` is the label of the run in the metrics. No window is begun after ``drain`` asks. What came of the scenes is in
+    the ledger. The objects are those of ``predict_locally``, byte for byte. Raises StopError kinds alone.
     """
     with session(cluster.address, workers=cluster.workers or 1):
+        drain.listen()
         workers = plan_workers(cluster)
-        progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
+        ledger.progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
         meter = SceneMeter(run_id)
-        driver = Driver(run, progress, check, publishers=workers.publishers, meter=meter)
-        for left in driver.ledger.rounds(turns):
-            alone = driver.ledger.is_last_round
+        driver = Driver(run, ledger, check, drain=drain, publishers=workers.publishers, meter=meter, run_id=run_id)
+        for left in ledger.rounds(turns):
+            alone = ledger.is_last_round
             with settings(cluster, rows_per_block=1 if alone else workers.rows_per_block):
                 driver.follow(window_outcomes(left, run, cluster, workers, run_id=run_id, alone=alone))
-        meter.settled(driver.ledger.reports)
-        return driver.ledger
+            if drain.asked:
+                forget(run_id)
+                break
+        meter.settled(ledger.reports)
 
 
 def window_outcomes(

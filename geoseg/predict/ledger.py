@@ -144,7 +144,7 @@ class Ledger:
     def __init__(self, progress: Progress) -> None:
         self.reports: list[SceneReport] = []
         self.is_last_round = False
-        self._progress = progress
+        self.progress = progress
         self._open: dict[str, _Open] = {}
         self._closed: set[str] = set()
         self._began: dict[str, float] = {}
@@ -160,7 +160,7 @@ class Ledger:
         left = [ref for ref in refs if ref.id not in self._closed]
         if left:
             self._open.clear()
-            self._progress.plan_anew()
+            self.progress.plan_anew()
             self.is_last_round = True
             yield [Turn(ref) for ref in left]
         self.abandon(refs)
@@ -174,7 +174,7 @@ class Ledger:
         if scene.plan is None:
             scene.plan = plan
             scene.left += num_windows
-            self._progress.scene_planned(plan, num_windows)
+            self.progress.scene_planned(plan, num_windows)
         elif scene.plan.fingerprint != plan.fingerprint:
             scene.num_failed += 1
             scene.sentence = scene.sentence or (
@@ -208,9 +208,9 @@ class Ledger:
             scene.sentence = scene.sentence or failure.sentence
         pixels = window.width * window.height
         if skipped:
-            self._progress.window_skipped(pixels)
+            self.progress.window_skipped(pixels)
         else:
-            self._progress.window_done(
+            self.progress.window_done(
                 pixels=pixels, area_km2=area_km2, bytes_fetched=bytes_fetched, failed=failure is not None
             )
         return self._close_if_complete(scene_id)
@@ -297,4 +297,4 @@ class Ledger:
         if began is not None:
             report = replace(report, seconds=round(time.monotonic() - began, 3))
         self.reports.append(report)
-        self._progress.scene_settled(report.status)
+        self.progress.scene_settled(report.status)

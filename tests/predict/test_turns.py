@@ -10,6 +10,7 @@ from kit.oracle import digests
 from kit.scenes import noise, tiny_bundle, write_scene
 
 from geoseg.config import load_job
+from geoseg.predict.drain import Drain
 from geoseg.predict.ledger import Ledger, prepare_scene
 from geoseg.predict.local import predict_locally
 from geoseg.predict.plan import RunSpec, ScenePlan
@@ -105,12 +106,18 @@ class Watched(Progress):
         self.windows_before.append(self.windows_done)
 
 
+def predict(turns: list[Turn], run: RunSpec, progress: Progress) -> Ledger:
+    ledger = Ledger(progress)
+    predict_locally(turns, run, ledger, read_threads=1, check=lambda: None, drain=Drain())
+    return ledger
+
+
 def test_small_scenes_are_published_before_a_huge_one_is_through(scenes: Path, bundle: str, tmp_path: Path) -> None:
     run, refs = run_of(scenes, tmp_path, bundle)
     versions = Versions()
     versions.look_up(ref.uri for ref in refs)
     progress = Watched(len(refs))
-    ledger = predict_locally(take_turns(refs, versions), run, progress, read_threads=1, check=lambda: None)
+    ledger = predict(take_turns(refs, versions), run, progress)
     assert [report.status for report in ledger.reports] == ["published"] * 7
     assert ledger.reports[-1].id == "a-huge"
     assert progress.windows_before[-2] <= 8, "with the huge scene first all of its 16 windows came before"
@@ -118,12 +125,12 @@ def test_small_scenes_are_published_before_a_huge_one_is_through(scenes: Path, b
 
 def test_turns_change_no_mask(scenes: Path, bundle: str, tmp_path: Path) -> None:
     run, refs = run_of(scenes, tmp_path / "whole", bundle)
-    predict_locally([Turn(ref) for ref in refs], run, Progress(7, quiet=True), read_threads=1, check=lambda: None)
+    predict([Turn(ref) for ref in refs], run, Progress(7, quiet=True))
     cut, refs = run_of(scenes, tmp_path / "cut", bundle)
     huge, *small = refs
     progress = Watched(7)
     turns = [Turn(huge, 1, 3), *map(Turn, small[:3]), Turn(huge, 0, 3), *map(Turn, small[3:]), Turn(huge, 2, 3)]
-    predict_locally(turns, cut, progress, read_threads=1, check=lambda: None)
+    predict(turns, cut, progress)
     assert progress.windows_done == progress.windows_planned == 16 + 6
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
