@@ -339,6 +339,20 @@ def submit(job: str | None, address: str, status: str | None, stop: str | None, 
     sys.exit(ended.exit_code or 0)
 
 
+@main.command("watch-notices", hidden=True)
+@click.option("--metadata", default="http://169.254.169.254", show_default=True, help="The instance metadata service.")
+@click.option("--address", help="GCS of the Ray cluster: head:6379.  [default: that of this node]")
+@click.option("--node-id", help="Ray's id of the node to drain.  [default: this one's]")
+def watch(metadata: str, address: str | None, node_id: str | None) -> None:
+    """On a spot node of EC2: wait for the notice that it is taken back, then have Ray drain it."""
+    from functools import partial
+
+    from geoseg.cluster.notices import Metadata, drain_node, watch_notices
+
+    notice = watch_notices(Metadata(metadata), partial(drain_node, address=address, node_id=node_id))
+    click.echo(f"{notice.action} in {notice.seconds_left:.0f} s: this node is drained")
+
+
 @main.command()
 @click.argument("out")
 def verify(out: str) -> None:
