@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from geoseg.predict.record import RunReport
 
 
+_INTERRUPTED = "geoseg: interrupted; what is finished stays, the same command goes on from there"
+
+
 class _Group(click.Group):
     """Turns errors of ours into one sentence and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        import signal
+
         from geoseg.errors import GeosegError
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end what a person interrupts
         try:
             return super().invoke(ctx)
         except GeosegError as error:
@@ -28,7 +34,7 @@ class _Group(click.Group):
             click.echo(f"geoseg: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("geoseg: interrupted; what is finished stays, the same command goes on from there", err=True)
+            click.echo(_INTERRUPTED, err=True)
             sys.exit(130)
 
 
@@ -139,8 +145,7 @@ def predict(
         click.echo(f"{scene.status}: {scene.id}" + (f": {told}" if told else ""))
     for sentence in report.remarks:
         click.echo(sentence, err=True)
-    click.echo(report.summary(), err=True)
-    sys.exit(report.exit_code)
+    _end(report)
 
 
 def _sections(options: dict[str, Any], **top: Any) -> dict[str, Any]:
@@ -335,6 +340,20 @@ def submit(job: str | None, address: str, status: str | None, stop: str | None, 
     sys.exit(ended.exit_code or 0)
 
 
+@main.command("watch-notices", hidden=True)
+@click.option("--metadata", default="http://169.254.169.254", show_default=True, help="The instance metadata service.")
+@click.option("--address", help="GCS of the Ray cluster: head:6379.  [default: that of this node]")
+@click.option("--node-id", help="Ray's id of the node to drain.  [default: this one's]")
+def watch(metadata: str, address: str | None, node_id: str | None) -> None:
+    """On a spot node of EC2: wait for the notice that it is taken back, then have Ray drain it."""
+    from functools import partial
+
+    from geoseg.cluster.notices import Metadata, drain_node, watch_notices
+
+    notice = watch_notices(Metadata(metadata), partial(drain_node, address=address, node_id=node_id))
+    click.echo(f"{notice.action} in {notice.seconds_left:.0f} s: this node is drained")
+
+
 @main.command()
 @click.argument("out")
 def verify(out: str) -> None:
@@ -448,7 +467,14 @@ def _tell(report: RunReport, as_json: bool) -> None:
             )
         for sentence in (*report.remarks, *report.next_steps()):
             click.echo(sentence)
+    _end(report)
+
+
+def _end(report: RunReport) -> None:
+    """The last lines of a run, and its exit code."""
     click.echo(report.summary(), err=True)
+    if report.num_left:
+        click.echo(_INTERRUPTED, err=True)
     sys.exit(report.exit_code)
 
 

@@ -21,6 +21,7 @@ from geoseg.predict.selection import Selection, select
 from geoseg.predict.sources import list_job
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
+from geoseg.raster.versions import Versions
 from geoseg.run import make_run_spec, on_guard, predict_refs
 
 RETRIED, RELEASED = "retried", "released"
@@ -49,7 +50,10 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         lease.check()
         refs = {ref.id: ref for ref in listing.refs if ref.id in reasons or ref.id in selection.held}
         run, before = on_guard(run, known if selection.todo else {})
-        report = predict_refs(job, run, selection.todo, lease, kind="nightly", quiet=quiet, before=before)
+        report = predict_refs(
+            job, run, selection.todo, lease, versions=listing.versions, kind="nightly", quiet=quiet, before=before
+        )
+        remove_gone = remove_gone and not report.num_left  # a signal asked it to end
         looked_at = [_with_reasons(scene, reasons) for scene in report.scenes]
         report = replace(
             report,
@@ -141,7 +145,9 @@ def _run_alone(
     with Lease(run.out) as lease:
         indexed = read_index(run.out)
         run, before = on_guard(run, indexed)
-        report = predict_refs(job, run, list(refs.values()), lease, kind=kind, quiet=quiet, before=before)
+        report = predict_refs(
+            job, run, list(refs.values()), lease, versions=Versions(), kind=kind, quiet=quiet, before=before
+        )
         report = replace(report, scenes=tuple(_with_reasons(scene, {scene.id: (reason,)}) for scene in report.scenes))
         lease.check()
         published = {scene.id: known_of(scene, refs[scene.id], run) for scene in report.scenes if scene.item_etag}

@@ -18,12 +18,13 @@ from geoseg.model.costs import peak_bytes, shadow_of
 from geoseg.model.network import Network
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
+from geoseg.predict.drain import Drain
 from geoseg.predict.failure import Failure
 from geoseg.predict.ground import Ground, usual_shares
 from geoseg.predict.guard import Guard
 from geoseg.predict.index import Known, read_index
 from geoseg.predict.lease import Lease
-from geoseg.predict.ledger import MaskFinder, PlannedWindows, SceneReport, prepare_windows
+from geoseg.predict.ledger import Ledger, MaskFinder, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.parts import WORK_FOLDER
@@ -32,9 +33,11 @@ from geoseg.predict.predictor import network_spec, network_to_run
 from geoseg.predict.progress import Progress
 from geoseg.predict.record import RunReport, write_record
 from geoseg.predict.sources import list_job
+from geoseg.predict.turns import take_turns
 from geoseg.raster import store
 from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef
+from geoseg.raster.versions import Versions
 from geoseg.raster.window import Window
 
 _SMALL_WINDOWS = 256
@@ -94,7 +97,9 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     listing = list_job(job, run.out)
     with Lease(run.out) as lease:
         run, before = on_guard(run, read_index(run.out) if run.guard else {})
-        report = predict_refs(job, run, listing.refs, lease, kind="predict", quiet=quiet, before=before)
+        report = predict_refs(
+            job, run, listing.refs, lease, versions=listing.versions, kind="predict", quiet=quiet, before=before
+        )
         report = replace(report, remarks=listing.remarks)
         write_record(report, job, run, {ref.id: ref for ref in listing.refs})
     return report
@@ -135,29 +140,35 @@ def predict_refs(
     refs: Sequence[SceneRef],
     lease: Lease,
     *,
+    versions: Versions,
     kind: str,
     quiet: bool,
     before: MaskFinder | None = None,
 ) -> RunReport:
-    """Predict and publish these scenes under the lease held on the output; ``before`` finds the last mask of a scene's ground.
+    """Predict and publish these scenes under the lease held on the output. Raises StopError kinds alone.
 
-    Raises StopError kinds alone.
+    ``versions`` gets to know how large they are, ``before`` finds the last mask of a scene's ground. A signal ends it in good
+    order: see ``Drain``.
     """
     if not refs:
         return RunReport(kind=kind, run_id=lease.run_id, out=run.out, engine="none", scenes=())
     engine = choose_engine(job, run, refs)
     progress = Progress(len(refs), quiet=quiet)
     keep_bundle(run)
+    versions.look_up(uri for ref in refs for uri in ref.uris)
+    turns, ledger = take_turns(refs, versions), Ledger(progress, before=before)
     if engine == "ray":
         from geoseg.cluster.predict import predict_on_cluster
 
-        ledger = predict_on_cluster(
-            refs, run, job.cluster, progress, run_id=lease.run_id, check=lease.check, before=before
-        )
+        predict = partial(predict_on_cluster, cluster=job.cluster, run_id=lease.run_id)
     else:
-        ledger = predict_locally(
-            refs, run, progress, read_threads=job.cluster.read_threads, check=lease.check, before=before
-        )
+        predict = partial(predict_locally, read_threads=job.cluster.read_threads)
+    with Drain() as drain:
+        try:
+            predict(turns, run, ledger, check=lease.check, drain=drain)
+        except KeyboardInterrupt:
+            if not drain.is_late:
+                raise
     if progress.windows_done:
         progress.show(last=True)
     working_h = progress.working_s / 3600
@@ -167,6 +178,7 @@ def predict_refs(
         out=run.out,
         engine=engine,
         scenes=tuple(sorted(ledger.reports, key=lambda report: report.uri)),
+        num_left=len(refs) - len(ledger.reports),
         windows=progress.windows_done,
         pixels=progress.pixels_done,
         area_km2=progress.area_km2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,15 +13,17 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from geoseg.cluster.metrics import SceneMeter
 from geoseg.cluster.operators import Publisher
+from geoseg.cluster.resting import let_workers_rest
 from geoseg.cluster.rows import failure_of, report_of, window_of
 from geoseg.errors import GeosegError, StopError
+from geoseg.predict.drain import DRAIN_S, Drain
 from geoseg.predict.failure import Failure
-from geoseg.predict.ledger import Ledger, MaskFinder
+from geoseg.predict.ledger import Ledger
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
-from geoseg.predict.progress import Progress
 from geoseg.raster.scene import SceneRef
 
 _WAITING_TO_PUBLISH = 64
+_PATIENCE_S = DRAIN_S / 2  # with workers that are to rest; what is left of the time is for publishing
 _AT_ONCE = 4  # scenes that one publisher puts together side by side
 
 
@@ -30,16 +33,20 @@ class Driver:
     def __init__(
         self,
         run: RunSpec,
-        progress: Progress,
+        ledger: Ledger,
         check: Callable[[], None],
         *,
+        drain: Drain,
         publishers: int,
         meter: SceneMeter,
-        before: MaskFinder | None,
+        run_id: str,
     ) -> None:
-        self.ledger = Ledger(progress, before=before)
+        self.ledger, self._progress = ledger, ledger.progress
+        self._check, self._drain, self._run_id = check, drain, run_id
         self._meter = meter
-        self._progress, self._check = progress, check
+        self._workers: set[float] = set()  # each by the time at which it was ready
+        self._resting: set[float] = set()
+        self._patient_until = 0.0
         actor = ray.remote(Publisher).options(
             num_cpus=0, max_restarts=-1, max_task_retries=1, max_concurrency=_AT_ONCE, scheduling_strategy="SPREAD"
         )
@@ -47,7 +54,7 @@ class Driver:
         self._publishing: dict[Any, ScenePlan] = {}
 
     def follow(self, outcomes: Dataset) -> None:
-        """Follow a round to its end. Raises StopError when the job cannot go on.
+        """Follow a round to its end, or after a signal until no window is at work. Raises StopError when the job cannot go on.
 
         In the last round scenes are published one by one, so that one that ends its publisher ends no other's work.
         """
@@ -55,6 +62,7 @@ class Driver:
         try:
             for row in outcomes.iter_rows():
                 self._progress.ready(row["ready_at"])
+                self._workers.add(row["ready_at"])
                 complete = self._take(row)
                 if complete is not None:
                     self._publishing[next(self._publishers).publish.remote(complete.to_json())] = complete
@@ -62,16 +70,29 @@ class Driver:
                 self._meter.settled(self.ledger.reports)
                 self._progress.show()
                 self._check()
+                if self._drain.asked and self._all_rest(row):
+                    break
         except (ray.exceptions.RayError, RuntimeError, ExecutionTimeoutError) as error:
             raise _as_ours(error) from error
         self._collect(wait_for=0)
         self._meter.settled(self.ledger.reports)
+
+    def _all_rest(self, row: dict[str, Any]) -> bool:
+        """Whether each worker has told of a window that it did not begin, or had time to. When first asked, tell them to."""
+        if not self._patient_until:
+            let_workers_rest(self._run_id)
+            self._patient_until = time.monotonic() + _PATIENCE_S
+        if row["kind"] == "left":
+            self._resting.add(row["ready_at"])
+        return self._workers <= self._resting or time.monotonic() > self._patient_until
 
     def _take(self, row: dict[str, Any]) -> ScenePlan | None:
         """Note an outcome; the plan of a scene that is complete with it."""
         failure = failure_of(row)
         if failure is not None:
             failure.raise_if_stop()
+        if row["kind"] == "left":
+            return None
         if row["kind"] == "window":
             return self.ledger.window_done(
                 row["scene_id"],

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
 from geoseg.cluster.metrics import WindowMeter
+from geoseg.cluster.resting import RestSign
 from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, ended, outcome_row, pack_pixels, task_of, unpack_pixels
 from geoseg.predict.failure import Failure
 from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.publish import HeldBack, Published, try_to_publish
-from geoseg.predict.reading import WindowPixels, WindowReader
+from geoseg.predict.reading import Task, WindowPixels, WindowReader
 
 _PIXELS = pa.schema([*DESCRIPTOR, ("pixels", pa.large_binary())])
 
@@ -53,20 +55,31 @@ class PredictWindows:
         self._worker = Worker(run, read_threads=read_threads)
         self._ready_at = time.time()
         self._meter = WindowMeter(run_id)
+        self._rest = RestSign(run_id)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Descriptors (or, in split mode, pixels) in, outcomes out."""
+        """Descriptors (or, in split mode, pixels) in, outcomes out; "left" is that of a window that was not begun."""
         rows = table.to_pylist()
         settled = [row for row in rows if row["kind"] != "window" or row["error"] or row["skipped"]]
         outcomes = [outcome_row(row, None, self._ready_at) for row in settled]
         todo = [row for row in rows if row["kind"] == "window" and not row["error"] and not row["skipped"]]
         by_task = {task_of(row): row for row in todo}
-        pixels = [unpack_pixels(row["pixels"]) for row in todo] if "pixels" in table.column_names else None
-        for done in self._worker.run(list(by_task), pixels):
+        begun: list[Task] = []
+        pixels = (unpack_pixels(row["pixels"]) for row in todo) if "pixels" in table.column_names else None
+        for done in self._worker.run(self._begin(by_task, begun), pixels):
             outcomes.append(outcome_row(by_task[done.task], done, self._ready_at))
             self._meter.window(done)
+        left = [{**by_task[task], "kind": "left"} for task in by_task.keys() - set(begun)]
+        outcomes += [outcome_row(row, None, self._ready_at) for row in left]
         self._meter.waited(self._worker.waited_s)
         return pa.Table.from_pylist(outcomes, schema=OUTCOME)
+
+    def _begin(self, tasks: Iterable[Task], begun: list[Task]) -> Iterator[Task]:
+        for task in tasks:
+            if self._rest.is_up():
+                return
+            begun.append(task)
+            yield task
 
 
 class Publisher:

@@ -12,13 +12,14 @@ from geoseg.cluster.driver import Driver
 from geoseg.cluster.metrics import SceneMeter
 from geoseg.cluster.operators import PredictWindows, read_windows
 from geoseg.cluster.resources import Workers, plan_workers
+from geoseg.cluster.resting import forget
 from geoseg.cluster.rows import PlannedScenes, list_scene_windows
 from geoseg.cluster.session import session, settings
 from geoseg.config import ClusterConfig
-from geoseg.predict.ledger import Ledger, MaskFinder
+from geoseg.predict.drain import Drain
+from geoseg.predict.ledger import Ledger
 from geoseg.predict.plan import RunSpec
-from geoseg.predict.progress import Progress
-from geoseg.raster.scene import SceneRef
+from geoseg.predict.turns import Turn
 
 _RETRIES = 1
 # Ray Data does not replace a worker that may not restart any more, so some must be to spare; but a worker that cannot so
@@ -28,44 +29,46 @@ _LISTING_CPUS = 0.5  # it mostly waits; and unlike its neighbours', or Ray would
 
 
 def predict_on_cluster(
-    refs: Sequence[SceneRef],
+    turns: Sequence[Turn],
     run: RunSpec,
-    cluster: ClusterConfig,
-    progress: Progress,
+    ledger: Ledger,
     *,
+    cluster: ClusterConfig,
     run_id: str,
     check: Callable[[], None],
-    before: MaskFinder | None,
-) -> Ledger:
+    drain: Drain,
+) -> None:
     """Predict and publish scenes with Ray; ``check`` is called now and then and may end the run.
 
-    ``run_id`` is the label of the run in the metrics.
-
-    The objects are those of ``predict_locally``, byte for byte. Raises StopError kinds alone.
+    ``run_id`` is the label of the run in the metrics. No window is begun after ``drain`` asks. What came of the scenes is in
+    the ledger. The objects are those of ``predict_locally``, byte for byte. Raises StopError kinds alone.
     """
     with session(cluster.address, workers=cluster.workers or 1):
+        drain.listen()
         workers = plan_workers(cluster)
-        progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
+        ledger.progress.held_by_workers(gpus=workers.num * workers.gpus, cpus=workers.num * max(workers.cpus, 1.0))
         meter = SceneMeter(run_id)
-        driver = Driver(run, progress, check, publishers=workers.publishers, meter=meter, before=before)
-        for left in driver.ledger.rounds(refs):
-            alone = driver.ledger.is_last_round
+        driver = Driver(run, ledger, check, drain=drain, publishers=workers.publishers, meter=meter, run_id=run_id)
+        for left in ledger.rounds(turns):
+            alone = ledger.is_last_round
             with settings(cluster, rows_per_block=1 if alone else workers.rows_per_block):
                 driver.follow(window_outcomes(left, run, cluster, workers, run_id=run_id, alone=alone))
-        meter.settled(driver.ledger.reports)
-        return driver.ledger
+            if drain.asked:
+                forget(run_id)
+                break
+        meter.settled(ledger.reports)
 
 
 def window_outcomes(
-    refs: Sequence[SceneRef], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, run_id: str, alone: bool
+    turns: Sequence[Turn], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, run_id: str, alone: bool
 ) -> Dataset:
-    """The chain: scenes go in, a row comes out for each scene that was planned and each window that ended.
+    """The chain: turns of scenes go in, a row comes out for each that was planned and for each window that ended.
 
     A task that ends its process twice is given up with the rows it has; ``alone`` gives each scene and each window
     that is still to do a task of its own, so that what ends a process takes nothing else along.
     """
     rows_per_task, at_once = (1, 1) if alone else (workers.rows_per_block, 2)
-    source = PlannedScenes(refs, run, alone=alone)
+    source = PlannedScenes(turns, run, alone=alone)
     scenes: Dataset = ray.data.read_datasource(
         source, override_num_blocks=source.num_tasks, ray_remote_args={"max_retries": _RETRIES}
     )

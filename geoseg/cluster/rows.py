@@ -19,6 +19,7 @@ from geoseg.predict.failure import Failure
 from geoseg.predict.ledger import PlannedWindows, SceneReport, list_windows, prepare_scene
 from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.reading import Task, WindowDone, WindowPixels
+from geoseg.predict.turns import Turn
 from geoseg.raster.raster import Raster
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window
@@ -38,6 +39,8 @@ DESCRIPTOR = pa.schema(
         ("again", pa.bool_()),
         ("denied", pa.bool_()),
         ("skipped", pa.bool_()),
+        ("turn", pa.int64()),
+        ("num_turns", pa.int64()),
         ("num_windows", pa.int64()),
         ("col_off", pa.int64()),
         ("row_off", pa.int64()),
@@ -60,31 +63,31 @@ _BLANK: dict[str, Any] = {field.name: _BLANKS[field.type] for field in DESCRIPTO
 
 
 class PlannedScenes(Datasource):
-    """A row for each scene, planned in read tasks on the cluster: no plan waits in the driver.
+    """A row for each turn of a scene, planned in read tasks on the cluster, in order: no plan waits in the driver.
 
     Ray runs a task again whose process or node was lost, and drops of its blocks as many as came before; so a task must
     give as many rows the second time, whatever was published meanwhile. Planning sees what was published, but gives one
     row in any case; the windows of a planned scene, many rows, are told by tasks of their own and follow from the plan.
     """
 
-    def __init__(self, refs: Sequence[SceneRef], run: RunSpec, *, alone: bool) -> None:
+    def __init__(self, turns: Sequence[Turn], run: RunSpec, *, alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._refs, self._run = refs, run
-        per_task = 1 if alone or len(refs) < _FEW_SCENES else _SCENES_PER_TASK
-        self.num_tasks = -(-len(refs) // per_task)
+        self._turns, self._run = turns, run
+        self._per_task = 1 if alone or len(turns) < _FEW_SCENES else _SCENES_PER_TASK
+        self.num_tasks = -(-len(turns) // self._per_task)
 
     def estimate_inmemory_data_size(self) -> int | None:
         """A guess for Ray's planner; rows are small and stream."""
-        return len(self._refs) * BYTES_PER_ROW
+        return len(self._turns) * BYTES_PER_ROW
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """A read task for a share of the scenes each, for each scene when they are few or ``alone``; cheap, as Ray wants."""
+        """A read task for some of the turns each, for each turn when they are few or ``alone``; cheap, as Ray wants."""
         del parallelism, data_context
         tasks = []
-        for index in range(self.num_tasks):
-            share = self._refs[index :: self.num_tasks]
+        for first in range(0, len(self._turns), self._per_task):
+            share = self._turns[first : first + self._per_task]
             size = len(share) * BYTES_PER_ROW
             metadata = BlockMetadata(num_rows=len(share), size_bytes=size, input_files=None, exec_stats=None)
             read = partial(_plan, share, self._run)
@@ -92,10 +95,12 @@ class PlannedScenes(Datasource):
         return tasks
 
 
-def _plan(refs: Sequence[SceneRef], run: RunSpec) -> Iterator[pa.Table]:
-    for ref in refs:
+def _plan(turns: Sequence[Turn], run: RunSpec) -> Iterator[pa.Table]:
+    for turn in turns:
+        ref = turn.ref
         found = prepare_scene(ref, run)
         row = {**_BLANK, "kind": "scene", "scene_id": ref.id, "scene_uri": ref.uri}
+        row |= {"turn": turn.index, "num_turns": turn.count}
         if isinstance(found, Failure):
             row |= failed(found)
         elif isinstance(found, SceneReport):
@@ -106,13 +111,14 @@ def _plan(refs: Sequence[SceneRef], run: RunSpec) -> Iterator[pa.Table]:
 
 
 def list_scene_windows(table: pa.Table, run: RunSpec, *, rows_per_block: int, only_todo: bool) -> Iterator[pa.Table]:
-    """A scene's row in; the same with the number of its windows out, then a row for each window."""
+    """A scene's row in; the same with the number of all its windows out, then a row for each window of this turn."""
     (scene,) = table.to_pylist()
     windows = list_windows(run, plan_from_json(scene["plan"]), only_todo=only_todo) if scene["plan"] else None
     if isinstance(windows, PlannedWindows):
         yield pa.Table.from_pylist([{**scene, "num_windows": windows.num}], schema=DESCRIPTOR)
         row = {**_BLANK, "kind": "window", "scene_id": scene["scene_id"], "plan": scene["plan"]}
-        rows = ({**row, **asdict(window)} for window in windows.each)
+        turn = Turn(SceneRef(scene["scene_id"], scene["scene_uri"]), scene["turn"], scene["num_turns"])
+        rows = ({**row, **asdict(window)} for window in turn.share(windows.each, windows.num))
         while some := list(islice(rows, rows_per_block)):
             yield pa.Table.from_pylist(some, schema=DESCRIPTOR)
     else:

@@ -15,6 +15,7 @@ from geoseg.predict.progress import Progress
 from geoseg.predict.publish import HeldBack, Published, standing_item
 from geoseg.predict.seams import held_back
 from geoseg.predict.stac import footprint
+from geoseg.predict.turns import Turn
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window, WindowSet
@@ -158,28 +159,29 @@ class Ledger:
     def __init__(self, progress: Progress, *, before: MaskFinder | None = None) -> None:
         self.reports: list[SceneReport] = []
         self.is_last_round = False
-        self._progress, self._before = progress, before
+        self.progress, self._before = progress, before
         self._open: dict[str, _Open] = {}
         self._closed: set[str] = set()
         self._began: dict[str, float] = {}
 
-    def rounds(self, refs: Sequence[SceneRef]) -> Iterator[Sequence[SceneRef]]:
+    def rounds(self, turns: Sequence[Turn]) -> Iterator[Sequence[Turn]]:
         """The scenes to do: all of them, then once more those that came to no end; what is still open then is lost.
 
         A scene comes to no end when some of it was lost on the way, or when a second try may do what the first did not.
         """
-        yield refs
+        yield turns
+        refs = list(dict.fromkeys(turn.ref for turn in turns))
         self._closed = {report.id for report in self.reports}
         left = [ref for ref in refs if ref.id not in self._closed]
         if left:
             self._open.clear()
-            self._progress.plan_anew()
+            self.progress.plan_anew()
             self.is_last_round = True
-            yield left
+            yield [Turn(ref) for ref in left]
         self.abandon(refs)
 
     def planned(self, plan: ScenePlan, num_windows: int) -> ScenePlan | None:
-        """A scene begins; returned when nothing of it is left to do but to publish it."""
+        """A scene begins; returned when nothing of it is left to do but to publish it. Told again with each of its turns."""
         if plan.scene.id in self._closed:
             return None
         scene = self._open.setdefault(plan.scene.id, _Open())
@@ -187,7 +189,12 @@ class Ledger:
         if scene.plan is None:
             scene.plan = plan
             scene.left += num_windows
-            self._progress.scene_planned(plan, num_windows)
+            self.progress.scene_planned(plan, num_windows)
+        elif scene.plan.fingerprint != plan.fingerprint:
+            scene.num_failed += 1
+            scene.sentence = scene.sentence or (
+                f"{plan.scene.id}: the scene was replaced in its store while it was at work; run again to take the new one"
+            )
         return self._close_if_complete(plan.scene.id)
 
     def window_done(
@@ -216,9 +223,9 @@ class Ledger:
             scene.sentence = scene.sentence or failure.sentence
         pixels = window.width * window.height
         if skipped:
-            self._progress.window_skipped(pixels)
+            self.progress.window_skipped(pixels)
         else:
-            self._progress.window_done(
+            self.progress.window_done(
                 pixels=pixels, area_km2=area_km2, bytes_fetched=bytes_fetched, failed=failure is not None
             )
         return self._close_if_complete(scene_id)
@@ -316,4 +323,4 @@ class Ledger:
         if began is not None:
             report = replace(report, seconds=round(time.monotonic() - began, 3))
         self.reports.append(report)
-        self._progress.scene_settled(report.status)
+        self.progress.scene_settled(report.status)

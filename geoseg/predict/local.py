@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 
 import torch
 
+from geoseg.predict.drain import Drain
 from geoseg.predict.failure import Failure
-from geoseg.predict.ledger import Ledger, MaskFinder, SceneReport, prepare_windows
+from geoseg.predict.ledger import Ledger, SceneReport, prepare_windows
 from geoseg.predict.plan import RunSpec, ScenePlan
-from geoseg.predict.progress import Progress
 from geoseg.predict.publish import try_to_publish
 from geoseg.predict.reading import Task
+from geoseg.predict.turns import Turn
 from geoseg.predict.worker import Worker
-from geoseg.raster.scene import SceneRef
 
 
 def predict_locally(
-    refs: Sequence[SceneRef],
+    turns: Sequence[Turn],
     run: RunSpec,
-    progress: Progress,
+    ledger: Ledger,
     *,
     read_threads: int,
     check: Callable[[], None],
-    before: MaskFinder | None,
-) -> Ledger:
-    """Predict and publish scenes one after the other; ``check`` is called now and then and may end the run.
+    drain: Drain,
+) -> None:
+    """Predict and publish scenes turn after turn; ``check`` is called now and then and may end the run.
 
-    Raises StopError kinds alone.
+    No window is begun after ``drain`` asks. What came of the scenes is in the ledger. Raises StopError kinds alone.
     """
-    ledger = Ledger(progress, before=before)
-    for left in ledger.rounds(refs):
+    progress = ledger.progress
+    for left in ledger.rounds(turns):
         worker = Worker(run, read_threads=read_threads)
         progress.ready()
         progress.held_by_workers(gpus=worker.num_gpus, cpus=torch.get_num_threads())
         try:
-            for done in worker.run(_tasks(left, run, ledger)):
+            for done in worker.run(_tasks(left, run, ledger, drain)):
                 if done.failure is not None:
                     done.failure.raise_if_stop()
                 complete = ledger.window_done(
@@ -51,20 +52,23 @@ def predict_locally(
                 check()
         finally:
             worker.close()
-    return ledger
+        if drain.asked:
+            return
 
 
-def _tasks(refs: Sequence[SceneRef], run: RunSpec, ledger: Ledger) -> Iterator[Task]:
-    for ref in refs:
-        found = prepare_windows(ref, run, only_todo=False)
+def _tasks(turns: Sequence[Turn], run: RunSpec, ledger: Ledger, drain: Drain) -> Iterator[Task]:
+    for turn in turns:
+        if drain.asked:
+            return
+        found = prepare_windows(turn.ref, run, only_todo=False)
         if isinstance(found, Failure):
             found.raise_if_stop()
-            ledger.refused(ref, found)
+            ledger.refused(turn.ref, found)
         elif isinstance(found, SceneReport):
             ledger.settled(found)
         else:
             _publish(ledger.planned(found.plan, found.num), run, ledger)
-            for window in found.each:
+            for window in takewhile(lambda _: not drain.asked, turn.share(found.each, found.num)):
                 yield Task(found.plan, window)
 
 

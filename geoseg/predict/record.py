@@ -20,6 +20,7 @@ from geoseg.raster.scene import SceneRef
 
 RUNS_FOLDER, RECORD_NAME = "runs", "summary.json"
 _SCHEMA = 1
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,9 @@ class GoneScene:
 class RunReport:
     """What a run did. ``exit_code``: 0 all scenes stand, 1 some failed, 3 not one could be read, 4 all were denied.
 
-    ``kind``: the command that ran it. ``scenes`` are those that were looked at; ``num_skipped`` more stand unchanged, as
-    listings told. ``gpu_hours`` and ``cpu_hours`` are those of the GPUs and CPU cores that its workers held.
+    It is 130 when a signal ended the run with ``num_left`` scenes still to do. ``kind``: the command that ran it. ``scenes``
+    are those that came to an end; ``num_skipped`` more stand unchanged, as listings told. ``gpu_hours`` and
+    ``cpu_hours`` are those of the GPUs and CPU cores that its workers held.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class RunReport:
     engine: str
     scenes: tuple[SceneReport, ...]
     num_skipped: int = 0
+    num_left: int = 0
     gone: tuple[GoneScene, ...] = ()
     remarks: tuple[str, ...] = ()
     windows: int = 0
@@ -71,6 +74,8 @@ class RunReport:
     def exit_code(self) -> int:
         """The process's exit code."""
         counts = self.counts
+        if self.num_left:
+            return INTERRUPTED
         if not any(counts[status] for status in BAD):
             return 0
         if not self.num_skipped and all(scene.denied for scene in self.scenes):
@@ -86,10 +91,11 @@ class RunReport:
     def summary(self) -> str:
         """Two lines for a person."""
         counts = self.counts
-        told = ", ".join(f"{counts[status]} {status}" for status in ("published", "unchanged", *BAD) if counts[status])
+        told = [f"{counts[status]} {status}" for status in ("published", "unchanged", *BAD) if counts[status]]
+        told += [f"{self.num_left} left"] if self.num_left else []
         mpx = self.pixels / 1e6
         return (
-            f"{counts.total()} scenes: {told or 'nothing to do'}\n"
+            f"{counts.total() + self.num_left} scenes: {', '.join(told) or 'nothing to do'}\n"
             f"{mpx:.1f} Mpx, {self.area_km2:.3g} km2 in {self.working_s:.1f} s: {mpx / self.working_s:.2f} Mpx/s, "
             f"{self.km2_per_h:.3g} km2/h ({self.bytes_read / 1e6:.1f} MB read, "
             f"start-up {self.startup_s:.1f} s, engine {self.engine})"
@@ -100,6 +106,7 @@ class RunReport:
         counts, out = self.counts, store.redact(self.out)
         remaining = sum(not scene.removed for scene in self.gone)
         steps = (
+            (self.num_left, "left when a signal ended the run: the same command goes on from there"),
             (counts["failed"], f"failed: geoseg retry {out} tries them again, alone"),
             (counts["refused"], f"refused: mend what their causes say, then geoseg retry {out}"),
             (counts["held"], f"held back: geoseg release {out} lists them, and publishes those that it is given"),
@@ -124,6 +131,7 @@ def write_record(report: RunReport, job: Job, run: RunSpec, refs: Mapping[str, S
         "counts": dict.fromkeys(("published", "unchanged", *BAD), 0)
         | counts
         | {"gone": len(report.gone), "removed": sum(scene.removed for scene in report.gone)},
+        "left": report.num_left,
         "reasons": dict(report.reasons),
         "figures": {
             "engine": report.engine,

@@ -40,14 +40,14 @@ class Worker:
         self.waited_s = 0.0  # for pixels, when no window was ready to be predicted
 
     def run(self, tasks: Iterable[Task], pixels: Iterable[WindowPixels] | None = None) -> Iterator[WindowDone]:
-        """Read (unless ``pixels`` come along), predict and store windows; one outcome for each task, in no order.
+        """Read (unless their ``pixels`` come along), predict and store windows; one outcome for each task, in no order.
 
         Reading runs ahead in threads and storing behind in another, so the network does not wait for either. What
         concerns a scene alone becomes an outcome with an error; what concerns the whole job is marked as such.
         """
         batch: list[tuple[Task, WindowPixels]] = []
         writes: list[Future[WindowDone]] = []
-        for task, read in self._read_ahead(tasks) if pixels is None else zip(tasks, pixels, strict=True):
+        for task, read in self._read_ahead(tasks) if pixels is None else zip(tasks, pixels, strict=False):
             if isinstance(read, WindowDone):
                 yield read
                 continue
@@ -170,9 +170,9 @@ class Worker:
         return sum(classes)
 
     def close(self) -> None:
-        """End the threads."""
-        self._readers.shutdown()
-        self._writer.shutdown()
+        """End the threads; what they have not begun is left."""
+        self._readers.shutdown(cancel_futures=True)
+        self._writer.shutdown(cancel_futures=True)
 
 
 def _shape(read: WindowPixels) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Literal
 
 from geoseg.errors import GeosegError
 from geoseg.raster import store
@@ -14,23 +15,30 @@ _LISTED_FOR_ONE = 100  # a page of a listing has a thousand: a tenth of the requ
 
 
 class Versions:
-    """ETags by URI as the stores told them. Below a prefix that was listed to its end, what is absent is known as well."""
+    """ETags and sizes by URI as the stores told them. Below a prefix that was listed to its end, what is absent is known too."""
 
     def __init__(self) -> None:
         self._etags: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         self._absent: set[str] = set()
         self._roots: set[str] = set()
 
     def walk(self, root: str) -> list[str]:
         """The URIs of all objects below a folder or prefix that ends in a slash. Raises as ``store.walk`` does."""
-        found = {info.uri: info.etag for info in store.walk(root)}
-        self._etags |= found
+        found = []
+        for info in store.walk(root):
+            self._note(info)
+            found.append(info.uri)
         self._roots.add(root)
-        return list(found)
+        return found
 
     def etag(self, uri: str) -> str:
         """The object's ETag, "" when it is not known or not there."""
         return self._etags.get(uri, "")
+
+    def size(self, uri: str) -> int:
+        """The object's bytes, 0 when they are not known or it is not there."""
+        return self._sizes.get(uri, 0)
 
     def is_absent(self, uri: str) -> bool:
         """Whether it is known that there is no such object."""
@@ -53,11 +61,13 @@ class Versions:
         unknown = self._unknown(uris)
         self.list_folders(unknown)
         left = self._unknown(unknown)
-        for uri, etag in zip(left, store.in_parallel(_etag_of, left), strict=True):
-            if etag is None:
+        for uri, info in zip(left, store.in_parallel(_info_of, left), strict=True):
+            if info is None:
                 self._absent.add(uri)
+            elif info:
+                self._note(info)
             else:
-                self._etags[uri] = etag
+                self._etags[uri] = ""
 
     def list_folders(self, uris: Iterable[str]) -> None:
         """Find out about those objects of which many lie below one folder, where listing it takes fewer requests.
@@ -86,20 +96,25 @@ class Versions:
             for count, info in enumerate(store.walk(folder)):
                 if count >= most:
                     return
-                self._etags[info.uri] = info.etag
+                self._note(info)
         except GeosegError:
             return
         self._roots.add(folder)
+
+    def _note(self, info: store.ObjectInfo) -> None:
+        self._etags[info.uri] = info.etag
+        self._sizes[info.uri] = info.size
 
 
 def _parent(uri: str) -> str:
     return uri.rpartition("/")[0] + "/"
 
 
-def _etag_of(uri: str) -> str | None:
+def _info_of(uri: str) -> store.ObjectInfo | Literal[False] | None:
+    """What the store tells of an object; None when it is not there, False when the store does not tell."""
     try:
-        return store.head(uri).etag
+        return store.head(uri)
     except store.ObjectMissingError:
         return None
     except GeosegError:
-        return ""
+        return False

@@ -15,6 +15,7 @@ import geoseg
 from geoseg.cluster.predict import window_outcomes
 from geoseg.cluster.resources import plan_workers
 from geoseg.config import ClusterConfig, load_job
+from geoseg.predict.turns import Turn
 from geoseg.raster.scene import list_scenes
 from geoseg.raster.synthetic import synthetic_image
 from geoseg.run import RunReport, make_run_spec
@@ -65,7 +66,12 @@ def test_planning_and_listing_stay_tasks_of_their_own(
     job = load_job(None, {"scenes": [str(tmp_path)], "out": str(tmp_path / "out"), "bundle": str(bundle)})
     cluster = ClusterConfig(read="tasks")
     chain = window_outcomes(
-        list_scenes(job.scenes), make_run_spec(job), cluster, plan_workers(cluster), run_id="", alone=False
+        [Turn(ref) for ref in list_scenes(job.scenes)],
+        make_run_spec(job),
+        cluster,
+        plan_workers(cluster),
+        run_id="",
+        alone=False,
     )
     chain.explain()
     plan = capsys.readouterr().out

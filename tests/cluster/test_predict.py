@@ -18,8 +18,11 @@ import geoseg.errors
 from geoseg.cluster.rows import pack_pixels, unpack_pixels
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.reading import WindowPixels
+from geoseg.predict.turns import Turn, take_turns
 from geoseg.raster.raster import Raster
+from geoseg.raster.scene import SceneRef
 from geoseg.raster.synthetic import synthetic_image
+from geoseg.raster.versions import Versions
 
 pytestmark = pytest.mark.ray
 
@@ -75,6 +78,21 @@ def test_objects_are_those_of_the_plain_loop(
     assert digests(tmp_path) == local
     assert len(local) == 9
     assert not list((tmp_path / "_geoseg").rglob("r*c*")), "the parts of published scenes are removed"
+
+
+def test_turns_do_not_matter_to_the_objects(
+    scenes: Path, bundle: Path, local: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[Turn] = []
+
+    def take_many(refs: list[SceneRef], versions: Versions) -> list[Turn]:
+        cut.extend(take_turns(refs, versions, turn_bytes=1 << 16))
+        return cut
+
+    monkeypatch.setattr("geoseg.run.take_turns", take_many)
+    geoseg.predict(str(scenes), str(tmp_path), bundle=str(bundle), engine="ray", workers=2, window=512)
+    assert max(turn.count for turn in cut) > 1
+    assert digests(tmp_path) == local
 
 
 def test_window_size_does_not_matter_to_the_masks(scenes: Path, bundle: Path, tmp_path: Path) -> None:

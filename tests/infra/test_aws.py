@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import click
 import pytest
 import yaml
 from botocore.exceptions import ClientError
@@ -18,6 +19,7 @@ from kit.oracle import seeded_bundle, write_scene
 from kit.tools import tool
 
 import geoseg
+from geoseg.cli import main
 from geoseg.predict.verify import verify_output
 from geoseg.raster.synthetic import synthetic_image
 
@@ -66,6 +68,10 @@ def test_nodes_keep_to_themselves() -> None:
     starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
     assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
     assert "--dashboard-host=127.0.0.1" in " ".join(starts)
+    (watch,) = [command for command in starts if "geoseg" in command]
+    assert watch in cluster["worker_start_ray_commands"], "spot nodes get notices, the head does not"
+    assert watch.endswith("&"), "or the node would never be up"
+    assert main.get_command(click.Context(main), watch.partition("geoseg ")[2].split()[0]) is not None
 
 
 @pytest.fixture(scope="module")
