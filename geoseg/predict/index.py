@@ -27,13 +27,14 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What is known of an item: the ETag that it had then, and as ``StandingItem``."""
+    """What is known of an item: the ETag that it had then, and as ``StandingItem``; ``footprint`` is "" when not known."""
 
     item_etag: str
     fingerprint: str
     sources: tuple[str, ...]
     made: MadeFrom
     seam_score: float | None = None
+    footprint: str = ""
 
 
 def known_items(output: Output, indexed: Mapping[str, Known]) -> dict[str, Known]:
@@ -68,6 +69,7 @@ def _known(item: StandingItem) -> Known:
         sources=item.sources,
         made=item.made,
         seam_score=item.published.seam_score,
+        footprint=item.footprint,
     )
 
 
@@ -80,6 +82,7 @@ def known_of(report: SceneReport, ref: SceneRef, run: RunSpec) -> Known:
         sources=tuple(store.redact(uri) for uri in ref.uris),
         made=run.made_from(versions),
         seam_score=report.seam_score,
+        footprint=report.footprint,
     )
 
 
@@ -107,6 +110,7 @@ def write_index(out: str, items: Mapping[str, Known]) -> None:
             one.made.settings,
             one.made.aoi,
             one.seam_score,
+            one.footprint,
         ]
         for scene_id, one in sorted(items.items())
     }
@@ -115,7 +119,7 @@ def write_index(out: str, items: Mapping[str, Known]) -> None:
 
 
 def _entry(*values: object) -> Known:
-    item_etag, fingerprint, sources, etags, mask_etags, bundle, settings, aoi, seam_score = values
+    item_etag, fingerprint, sources, etags, mask_etags, bundle, settings, aoi, seam_score, *place = values
     return Known(
         item_etag=str(item_etag),
         fingerprint=str(fingerprint),
@@ -128,6 +132,7 @@ def _entry(*values: object) -> Known:
             aoi=str(aoi),
         ),
         seam_score=float(seam_score) if isinstance(seam_score, (int, float)) else None,
+        footprint=str(place[0]) if place else "",  # an index of before has none
     )
 
 

@@ -13,6 +13,7 @@ from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import HeldBack, Published, standing_item
 from geoseg.predict.seams import held_back
+from geoseg.predict.stac import footprint, footprint_text
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window, WindowSet
@@ -27,6 +28,7 @@ class SceneReport:
 
     ``reasons`` say why there was something to do, ``seconds`` is the time from its plan until it was settled. ``fingerprint``,
     ``etags`` and ``mask_etags`` (see ``MadeFrom``) are what it was made from, ``item_etag`` the version of its item.
+    ``footprint`` is where it lies (WKT in longitude and latitude), "" when that is not known.
     """
 
     id: str
@@ -46,6 +48,7 @@ class SceneReport:
     etags: tuple[str, ...] = ()
     mask_etags: tuple[str, ...] = ()
     item_etag: str = ""
+    footprint: str = ""
 
 
 def prepare_scene(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport | Failure:
@@ -87,6 +90,7 @@ def _facts(plan: ScenePlan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "etags": tuple(scene.etag for scene in plan.scenes),
         "mask_etags": tuple(scene.mask_etag or "" for scene in plan.scenes),
+        "footprint": footprint_text(footprint(plan.scene.grid)[0]),
     }
 
 

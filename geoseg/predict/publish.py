@@ -19,7 +19,7 @@ from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import delete_parts, part_uri
 from geoseg.predict.plan import MadeFrom, RunSpec, ScenePlan, settings_digest
 from geoseg.predict.seams import held_back, sum_seams
-from geoseg.predict.stac import make_item
+from geoseg.predict.stac import footprint_text, make_item
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
 from geoseg.raster.scene import scene_is_unchanged
@@ -60,12 +60,16 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandingItem:
-    """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it."""
+    """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it.
+
+    ``footprint`` is WKT, "" when the item has no geometry.
+    """
 
     fingerprint: str
     sources: tuple[str, ...]
     made: MadeFrom
     published: Published
+    footprint: str
 
 
 def standing_item(run: RunSpec, plan: ScenePlan) -> StandingItem | None:
@@ -120,6 +124,7 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
             seam_score=properties.get("geoseg:seam_score"),
             blend_error=properties.get("geoseg:blend_error"),
         ),
+        footprint=footprint_text(item["geometry"]),
     )
 
 
