@@ -139,6 +139,8 @@ def predict(
     for sentence in report.remarks:
         click.echo(sentence, err=True)
     click.echo(report.summary(), err=True)
+    if report.page:
+        click.echo(f"page: {report.page}", err=True)
     sys.exit(report.exit_code)
 
 
@@ -397,6 +399,8 @@ def _tell(report: RunReport, as_json: bool) -> None:
         for sentence in (*report.remarks, *report.next_steps()):
             click.echo(sentence)
     click.echo(report.summary(), err=True)
+    if report.page:
+        click.echo(f"page: {report.page}", err=True)
     sys.exit(report.exit_code)
 
 

@@ -43,7 +43,7 @@ def page_uri(out: str, run_id: str) -> str:
 
 
 def write_page(report: RunReport, record: Mapping[str, Any], run: RunSpec, standing: Mapping[str, str]) -> RunReport:
-    """Write the page of a run beside its record. A run never fails by it: what goes wrong is one more remark of the report.
+    """Write the page of a run beside its record; the report says where, or why not: a run never fails by its page.
 
     ``standing`` has the footprints of the unchanged scenes that the record does not list, by id.
     """
@@ -54,7 +54,9 @@ def write_page(report: RunReport, record: Mapping[str, Any], run: RunSpec, stand
         store.write(uri, body, content_type="text/html; charset=utf-8")
 
     done = attempt(write, store.redact(uri), "writing the page")
-    return replace(report, remarks=(*report.remarks, done.sentence)) if isinstance(done, Failure) else report
+    if isinstance(done, Failure):
+        return replace(report, remarks=(*report.remarks, done.sentence))
+    return replace(report, page=store.redact(uri))
 
 
 def render(record: Mapping[str, Any], pictures: Sequence[Thumbnail], standing: Mapping[str, str]) -> bytes:

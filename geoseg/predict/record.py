@@ -40,7 +40,8 @@ class RunReport:
     """What a run did. ``exit_code``: 0 all scenes stand, 1 some failed, 3 not one could be read, 4 all were denied.
 
     ``kind``: the command that ran it. ``scenes`` are those that were looked at; ``num_skipped`` more stand unchanged, as
-    listings told. ``gpu_hours`` and ``cpu_hours`` are those of the GPUs and CPU cores that its workers held.
+    listings told. ``gpu_hours`` and ``cpu_hours`` are those of the GPUs and CPU cores that its workers held. ``page`` is where
+    its page is, "" when it has none.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class RunReport:
     listing_s: float = 0.0
     startup_s: float = 0.0
     working_s: float = 1e-9
+    page: str = ""
 
     @property
     def counts(self) -> Counter[str]:

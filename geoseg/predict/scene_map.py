@@ -130,7 +130,8 @@ def _place(scenes: Sequence[MappedScene]) -> _Placed:
         return _Placed([], shapes, np.zeros((0, 4)))
     shapes = shapely.make_valid(shapes[found])
     seam = _seam(shapely.bounds(shapely.get_parts(shapes)))
-    shapes = np.array([_east_of(seam, one) for one in shapes], dtype=object)
+    for place in np.flatnonzero((shapely.bounds(shapes)[:, 0] < seam) | (shapely.get_num_geometries(shapes) > 1)):
+        shapes[place] = _east_of(seam, shapes[place])
     return _Placed([scenes[place] for place in found], shapes, shapely.bounds(shapes))
 
 
@@ -271,6 +272,7 @@ def _marks(placed: _Placed, projection: _Projection, most: int) -> list[Mark]:
     corners = projection.units(placed.bounds.reshape(-1, 2, 2))
     sizes = np.abs(corners[:, 1] - corners[:, 0]).max(axis=1)
     centres = corners.mean(axis=1)
+    paths = _Paths(projection)
     smallest = _SMALLEST
     while True:
         together: dict[tuple[str, str, bool], list[str]] = defaultdict(list)
@@ -280,13 +282,27 @@ def _marks(placed: _Placed, projection: _Projection, most: int) -> list[Mark]:
             if is_small[place]:
                 path = f"M{at[place, 0]:.1f} {at[place, 1]:.1f}h0"
             else:
-                path = _path(placed.shapes[place], projection, digits=1)
+                path = paths.of(scene.footprint, placed.shapes[place])
             together[scene.outcome, path, bool(is_small[place])].append(scene.id)
         if len(together) <= most or smallest > projection.width:
             break
         smallest *= _COARSER
     keys = sorted(together, key=lambda key: (OUTCOMES.index(key[0]), key[1]))
     return [Mark(outcome, _title(outcome, together[outcome, path, dot]), path, dot) for outcome, path, dot in keys]
+
+
+class _Paths:
+    """Footprints as paths, each drawn once, however many scenes have it."""
+
+    def __init__(self, projection: _Projection) -> None:
+        self._projection = projection
+        self._known: dict[str, str] = {}
+
+    def of(self, footprint: str, geometry: Any) -> str:
+        path = self._known.get(footprint)
+        if path is None:
+            path = self._known[footprint] = _path(geometry, self._projection, digits=1)
+        return path
 
 
 def _title(outcome: str, ids: list[str]) -> str:
