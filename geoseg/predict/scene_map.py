@@ -31,7 +31,8 @@ _SPECK = 1 / 9  # of a map's width: smaller groups get a map of their own
 _SMALLEST = 7.0  # units: below it a footprint is drawn as a dot
 _COARSER = 1.25
 _LEAST_DEG = 0.002
-_LEAST_ASPECT, _MOST_ASPECT, _DETAIL_ASPECT, _PAD = 0.36, 0.6, 0.66, 0.08
+_LEAST_ASPECT, _MOST_ASPECT, _DETAIL_ASPECT = 0.36, 0.6, 0.66
+_PAD, _DETAIL_PAD = 0.08, 0.18  # labels stand there
 _KM_PER_DEG = 111.195
 _LAND_FROM_DEG = 3.0  # the outlines of land are too coarse for less
 _TOLD_IDS = 3
@@ -215,14 +216,16 @@ class _Projection:
     height: int
 
     @classmethod
-    def around(cls, frame: tuple[float, float, float, float], width: int, aspects: tuple[float, float]) -> _Projection:
-        """That of a map around a frame, whose height is between these shares of its width."""
+    def around(cls, frame: tuple[float, float, float, float], width: int, *, is_detail: bool) -> _Projection:
+        """That of a map around a frame; details are all of one shape."""
+        pad = 1 + 2 * (_DETAIL_PAD if is_detail else _PAD)
+        least, most = (_DETAIL_ASPECT, _DETAIL_ASPECT) if is_detail else (_LEAST_ASPECT, _MOST_ASPECT)
         west, south, east, north = frame
         squeeze = _squeeze(south, north)
-        wide = min(max((east - west) * squeeze, _LEAST_DEG) * (1 + 2 * _PAD), 360 * squeeze)
-        high = max(north - south, _LEAST_DEG) * (1 + 2 * _PAD)
-        wide = max(wide, high / aspects[1])
-        high = max(high, wide * aspects[0])
+        wide = min(max((east - west) * squeeze, _LEAST_DEG) * pad, 360 * squeeze)
+        high = max(north - south, _LEAST_DEG) * pad
+        wide = max(wide, high / most)
+        high = max(high, wide * least)
         scale = width / wide
         left, top = (west + east) / 2 - wide / 2 / squeeze, (south + north) / 2 + high / 2
         return cls(left, top, scale * squeeze, scale, width, round(high * scale))
@@ -237,8 +240,7 @@ class _Projection:
 
 
 def _panel(placed: _Placed, *, letter: str, width: int, most: int, details: Sequence[_Placed] = ()) -> Panel:
-    aspects = (_DETAIL_ASPECT, _DETAIL_ASPECT) if letter else (_LEAST_ASPECT, _MOST_ASPECT)
-    projection = _Projection.around(placed.frame, width, aspects)
+    projection = _Projection.around(placed.frame, width, is_detail=letter != "")
     west, south, east, north = projection.frame
     marks = _marks(placed, projection, most)
     letters = []
@@ -348,8 +350,8 @@ def _lat_label(lat: float) -> str:
 
 
 def _scale_bar(projection: _Projection) -> Tick:
-    """A round length of at most a quarter of the map's width, as it is in the middle of the map."""
+    """A round length of at most a third of the map's width, as it is in the middle of the map."""
     whole_km = projection.width / projection.down * _KM_PER_DEG
-    km = round_ticks(0, whole_km / 4, 3)[-1]
+    km = round_ticks(0, whole_km / 3, 3)[-1]
     text = f"{km:,.0f} km" if km >= 1 else f"{km * 1000:g} m"
     return Tick(round(100 * km / whole_km, 2), text)
