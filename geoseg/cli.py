@@ -473,6 +473,8 @@ def _tell(report: RunReport, as_json: bool) -> None:
 def _end(report: RunReport) -> None:
     """The last lines of a run, and its exit code."""
     click.echo(report.summary(), err=True)
+    if report.page:
+        click.echo(f"page: {report.page}", err=True)
     if report.num_left:
         click.echo(_INTERRUPTED, err=True)
     sys.exit(report.exit_code)

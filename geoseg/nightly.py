@@ -15,6 +15,7 @@ from geoseg.predict.index import known_items, known_of, read_index, write_index
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import BAD, SceneReport
 from geoseg.predict.output import Output, last_record, list_output
+from geoseg.predict.page import write_page
 from geoseg.predict.record import GoneScene, RunReport, record_uri, write_record
 from geoseg.predict.remove import half_removed, remove_scene
 from geoseg.predict.selection import Selection, select
@@ -59,10 +60,15 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
             report,
             scenes=tuple(sorted([*looked_at, *(held[one] for one in selection.held)], key=lambda scene: scene.uri)),
             num_skipped=selection.num_unchanged,
-            gone=tuple(GoneScene(id=one.id, sources=one.sources, removed=remove_gone) for one in selection.gone),
+            gone=tuple(
+                GoneScene(id=one.id, sources=one.sources, removed=remove_gone, footprint=known[one.id].footprint)
+                for one in selection.gone
+            ),
             remarks=listing.remarks,
             listing_s=listing_s,
         )
+        settled = {*refs, *(one.id for one in selection.gone)}
+        standing = {ref.id: known[ref.id].footprint for ref in listing.refs if ref.id not in settled}
         if remove_gone:
             wanted = {ref.id for ref in listing.refs}
             for scene_id in [*(one.id for one in selection.gone), *half_removed(output, wanted)]:
@@ -74,8 +80,7 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         lease.check()
         if known != indexed:
             write_index(run.out, known)
-        write_record(report, job, run, refs)
-    return report
+        return write_page(report, write_record(report, job, run, refs), run, standing)
 
 
 def run_retry(out: str, *, quiet: bool = False) -> RunReport | None:
@@ -153,8 +158,7 @@ def _run_alone(
         published = {scene.id: known_of(scene, refs[scene.id], run) for scene in report.scenes if scene.item_etag}
         if published:
             write_index(run.out, indexed | published)
-        write_record(report, job, run, refs)
-    return report
+        return write_page(report, write_record(report, job, run, refs), run, {})
 
 
 def _held_before(output: Output, job: Job) -> dict[str, SceneReport]:

@@ -27,6 +27,7 @@ from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, MaskFinder, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
+from geoseg.predict.page import write_page
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
 from geoseg.predict.predictor import network_spec, network_to_run
@@ -101,8 +102,8 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
             job, run, listing.refs, lease, versions=listing.versions, kind="predict", quiet=quiet, before=before
         )
         report = replace(report, remarks=listing.remarks)
-        write_record(report, job, run, {ref.id: ref for ref in listing.refs})
-    return report
+        record = write_record(report, job, run, {ref.id: ref for ref in listing.refs})
+        return write_page(report, record, run, {})
 
 
 def run_evaluation(job: EvaluationJob) -> Evaluation:

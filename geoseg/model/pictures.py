@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -112,3 +113,12 @@ def swatch(color: Rgb) -> npt.NDArray[np.uint8]:
 def _fitted(width: int, height: int, side: int) -> tuple[int, int]:
     scale = side / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def round_ticks(lowest: float, highest: float, most: int = 6) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten from lowest to highest, at most ``most + 1`` of them."""
+    wanted = (highest - lowest) / most
+    power = 10.0 ** math.floor(math.log10(wanted))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted * (1 - 1e-9))
+    first, last = math.ceil(lowest / step - 1e-9), math.floor(highest / step + 1e-9)
+    return [float(f"{count * step:.12g}") for count in range(first, last + 1)]

@@ -35,27 +35,21 @@ class Ground:
     """Finds the latest mask of the same ground among those that stand when a run begins."""
 
     def __init__(self, masks: Mapping[str, Known]) -> None:
-        placed = [(scene_id, one) for scene_id, one in sorted(masks.items()) if one.classes and _is_plain_box(one.bbox)]
-        self._placed = placed
-        self._tree = shapely.STRtree([shapely.box(*one.bbox) for _, one in placed])
+        self._placed = [(scene_id, one) for scene_id, one in sorted(masks.items()) if one.classes and one.footprint]
+        self._tree = shapely.STRtree(shapely.from_wkt([one.footprint for _, one in self._placed]))
 
-    def before(self, scene_id: str, bbox: tuple[float, ...]) -> MaskBefore | None:
-        """The latest mask whose bounding box is that of a scene, to four fifths; the scene's own comes before all others."""
-        if not _is_plain_box(bbox):
+    def before(self, scene_id: str, footprint: str) -> MaskBefore | None:
+        """The latest mask whose footprint (WKT) is a scene's, to four fifths; the scene's own comes before all others."""
+        if not footprint:
             return None
-        box = shapely.box(*bbox)
+        ours = shapely.from_wkt(footprint)
         found = []
-        for number in self._tree.query(box):
+        for number in self._tree.query(ours, predicate="intersects"):
             other_id, other = self._placed[number]
             theirs = self._tree.geometries[number]
-            if box.intersection(theirs).area >= _SAME_GROUND * box.union(theirs).area:
+            if shapely.intersection(ours, theirs).area >= _SAME_GROUND * shapely.union(ours, theirs).area:
                 found.append((other_id == scene_id, other.moment, other_id, other))
         if not found:
             return None
         _, _, other_id, other = max(found, key=lambda one: one[:3])
         return MaskBefore(id=other_id, classes=other.classes)
-
-
-def _is_plain_box(bbox: tuple[float, ...]) -> bool:
-    """Whether a bounding box is one, and does not go over the antimeridian."""
-    return len(bbox) == 4 and bbox[0] < bbox[2] and bbox[1] < bbox[3]

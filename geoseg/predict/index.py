@@ -29,7 +29,7 @@ _VERSION = 2
 class Known:
     """What is known of an item: the ETag that it had then, and as ``StandingItem``.
 
-    ``classes`` are the mask's pixels by class, ``bbox`` west, south, east, north (empty for none), ``moment`` the (last) time.
+    ``classes`` are the mask's pixels by class, ``footprint`` is WKT, ``moment`` the (last) time.
     """
 
     item_etag: str
@@ -38,7 +38,7 @@ class Known:
     made: MadeFrom
     seam_score: float | None = None
     classes: tuple[tuple[str, int], ...] = ()
-    bbox: tuple[float, ...] = ()
+    footprint: str = ""
     moment: str = ""
 
 
@@ -75,7 +75,7 @@ def _known(item: StandingItem) -> Known:
         made=item.made,
         seam_score=item.published.seam_score if not item.published.is_released else None,
         classes=item.classes,
-        bbox=item.bbox,
+        footprint=item.footprint,
         moment=item.moment,
     )
 
@@ -90,7 +90,7 @@ def known_of(report: SceneReport, ref: SceneRef, run: RunSpec) -> Known:
         made=run.made_from(versions),
         seam_score=report.seam_score if "released" not in report.reasons else None,
         classes=tuple(zip((one.name for one in run.description.classes), report.classes, strict=True)),
-        bbox=report.bbox,
+        footprint=report.footprint,
         moment=report.moment,
     )
 
@@ -120,7 +120,7 @@ def write_index(out: str, items: Mapping[str, Known]) -> None:
             one.made.aoi,
             one.seam_score,
             dict(one.classes),
-            one.bbox,
+            one.footprint,
             one.moment,
         ]
         for scene_id, one in sorted(items.items())
@@ -130,11 +130,10 @@ def write_index(out: str, items: Mapping[str, Known]) -> None:
 
 
 def _entry(*values: object) -> Known:
-    item_etag, fingerprint, sources, etags, mask_etags, bundle, settings, aoi, seam_score, classes, bbox, moment = (
-        values
-    )
-    if not isinstance(classes, dict) or not isinstance(bbox, list):
-        raise TypeError(f"wanted classes and a bounding box, got {classes!r} and {bbox!r}")
+    item_etag, fingerprint, sources, etags, mask_etags, bundle, settings, aoi, seam_score = values[:9]
+    classes, footprint, moment = values[9:]
+    if not isinstance(classes, dict):
+        raise TypeError(f"wanted classes, got {classes!r}")
     return Known(
         item_etag=str(item_etag),
         fingerprint=str(fingerprint),
@@ -148,7 +147,7 @@ def _entry(*values: object) -> Known:
         ),
         seam_score=float(seam_score) if isinstance(seam_score, (int, float)) else None,
         classes=tuple((str(name), int(count)) for name, count in classes.items()),
-        bbox=tuple(map(float, bbox)),
+        footprint=str(footprint),
         moment=str(moment),
     )
 

@@ -14,7 +14,7 @@ from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import HeldBack, Published, standing_item
 from geoseg.predict.seams import held_back
-from geoseg.predict.stac import footprint
+from geoseg.predict.stac import footprint, footprint_text
 from geoseg.predict.turns import Turn
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
@@ -22,7 +22,7 @@ from geoseg.raster.window import Window, WindowSet
 
 Status = Literal["published", "unchanged", "held", "refused", "failed"]
 BAD: tuple[Status, ...] = ("held", "refused", "failed")
-MaskFinder = Callable[[str, tuple[float, ...]], MaskBefore | None]
+MaskFinder = Callable[[str, str], MaskBefore | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ class SceneReport:
 
     ``reasons`` say why there was something to do, ``seconds`` is the time from its plan until it was settled. ``fingerprint``,
     ``etags`` and ``mask_etags`` (see ``MadeFrom``) are what it was made from, ``item_etag`` the version of its item. ``thumbnail``:
-    of a scene that is held back its mask in colours, small. ``bbox``: west, south, east, north, empty for none; ``moment``: the
-    (last) time of its pixels.
+    of a scene that is held back its mask in colours, small. ``footprint`` is where it lies (WKT in longitude and latitude), ""
+    when that is not known; ``moment``: the (last) time of its pixels.
     """
 
     id: str
@@ -48,7 +48,6 @@ class SceneReport:
     area_km2: float = 0.0
     novelty: float | None = None
     thumbnail: str = ""
-    bbox: tuple[float, ...] = ()
     moment: str = ""
     reasons: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -56,6 +55,7 @@ class SceneReport:
     etags: tuple[str, ...] = ()
     mask_etags: tuple[str, ...] = ()
     item_etag: str = ""
+    footprint: str = ""
 
 
 def prepare_scene(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport | Failure:
@@ -100,7 +100,7 @@ def _facts(plan: ScenePlan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "etags": tuple(scene.etag for scene in plan.scenes),
         "mask_etags": tuple(scene.mask_etag or "" for scene in plan.scenes),
-        "bbox": tuple(footprint(plan.scene.grid)[1] or ()),
+        "footprint": footprint_text(footprint(plan.scene.grid)[0]),
         "moment": max(scene.datetime for scene in plan.scenes),
     }
 
@@ -153,7 +153,7 @@ class Ledger:
     """Counts the windows of each scene down, says when a scene is complete, and keeps the progress.
 
     It does not matter in which order scenes and windows are told, nor whether they are told twice. ``before`` finds the last
-    mask of a scene's ground by its id and bounding box.
+    mask of a scene's ground by its id and footprint.
     """
 
     def __init__(self, progress: Progress, *, before: MaskFinder | None = None) -> None:
@@ -249,7 +249,7 @@ class Ledger:
         """The plan with the last mask of its ground, the scene's own before all others."""
         if plan.before is not None or self._before is None:
             return plan
-        return replace(plan, before=self._before(plan.scene.id, tuple(footprint(plan.scene.grid)[1] or ())))
+        return replace(plan, before=self._before(plan.scene.id, footprint_text(footprint(plan.scene.grid)[0])))
 
     def settled(self, report: SceneReport) -> None:
         """A scene needs no windows."""

@@ -20,7 +20,7 @@ from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import delete_parts, part_folder, part_uri
 from geoseg.predict.plan import MadeFrom, RunSpec, ScenePlan, settings_digest
 from geoseg.predict.seams import Seams, held_back, sum_seams
-from geoseg.predict.stac import make_item
+from geoseg.predict.stac import footprint_text, make_item
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
 from geoseg.raster.scene import scene_is_unchanged
@@ -74,7 +74,7 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
 class StandingItem:
     """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it.
 
-    ``classes`` are the mask's pixels by class, ``bbox`` west, south, east, north (empty for none), ``moment`` the (last) time.
+    ``classes`` are the mask's pixels by class, ``footprint`` is WKT, "" when the item has no geometry, ``moment`` the (last) time.
     """
 
     fingerprint: str
@@ -82,7 +82,7 @@ class StandingItem:
     made: MadeFrom
     published: Published
     classes: tuple[tuple[str, int], ...]
-    bbox: tuple[float, ...]
+    footprint: str
     moment: str
 
 
@@ -142,7 +142,7 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
             is_released=bool(properties.get("geoseg:released")),
         ),
         classes=tuple(classes),
-        bbox=tuple(map(float, item.get("bbox") or ())),
+        footprint=footprint_text(item["geometry"]),
         moment=str(properties.get("datetime") or properties.get("end_datetime") or ""),
     )
 

@@ -25,11 +25,15 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoneScene:
-    """A scene whose sources are there no more, and whether what was published of it was removed."""
+    """A scene whose sources are there no more, and whether what was published of it was removed.
+
+    ``footprint`` is where it lies, as in ``SceneReport``.
+    """
 
     id: str
     sources: tuple[str, ...]
     removed: bool = False
+    footprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class RunReport:
 
     It is 130 when a signal ended the run with ``num_left`` scenes still to do. ``kind``: the command that ran it. ``scenes``
     are those that came to an end; ``num_skipped`` more stand unchanged, as listings told. ``gpu_hours`` and
-    ``cpu_hours`` are those of the GPUs and CPU cores that its workers held.
+    ``cpu_hours`` are those of the GPUs and CPU cores that its workers held. ``page`` is where its page is, "" when it has none.
     """
 
     kind: str
@@ -59,6 +63,7 @@ class RunReport:
     listing_s: float = 0.0
     startup_s: float = 0.0
     working_s: float = 1e-9
+    page: str = ""
 
     @property
     def counts(self) -> Counter[str]:
@@ -115,8 +120,11 @@ class RunReport:
         return [f"{num} {'scene' if num == 1 else 'scenes'} {sentence}" for num, sentence in steps if num]
 
 
-def write_record(report: RunReport, job: Job, run: RunSpec, refs: Mapping[str, SceneRef]) -> None:
-    """Write the record: the whole config and what came of each scene, without secrets. ``refs`` are those scenes by id."""
+def write_record(report: RunReport, job: Job, run: RunSpec, refs: Mapping[str, SceneRef]) -> dict[str, Any]:
+    """Write the record: the whole config and what came of each scene, without secrets. ``refs`` are those scenes by id.
+
+    What was written comes back.
+    """
     now = time.time()
     took_s = report.listing_s + report.startup_s + report.working_s
     counts = report.counts
@@ -148,15 +156,21 @@ def write_record(report: RunReport, job: Job, run: RunSpec, refs: Mapping[str, S
         },
         "next": report.next_steps(),
         "remarks": report.remarks,
-        "bundle": {"name": run.description.name, "uri": run.bundle_uri, "sha256": run.bundle_digest},
+        "bundle": {
+            "name": run.description.name,
+            "uri": run.bundle_uri,
+            "sha256": run.bundle_digest,
+            "classes": [one.model_dump(mode="json") for one in run.description.classes],
+        },
         "job": job.model_dump(mode="json"),
         "gone": [asdict(scene) for scene in report.gone],
         "scenes": [
             {**asdict(scene), "dates": refs[scene.id].dates if scene.id in refs else ()} for scene in report.scenes
         ],
     }
-    text = json.dumps(store.redacted(told), indent=1, allow_nan=False)
-    store.write(record_uri(report.out, report.run_id), text.encode())
+    record: dict[str, Any] = store.redacted(told)
+    store.write(record_uri(report.out, report.run_id), json.dumps(record, indent=1, allow_nan=False).encode())
+    return record
 
 
 def record_uri(out: str, run_id: str) -> str:

@@ -27,7 +27,7 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType as RasterDataType
 from pystac.extensions.raster import RasterBand, RasterExtension
 from shapely import affinity
-from shapely.geometry import Polygon, box, mapping
+from shapely.geometry import Polygon, box, mapping, shape
 
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.seams import Seams
@@ -37,6 +37,7 @@ from geoseg.raster.grid import Grid
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 _PROBABILITY_SCALE = 1 / 254
+_BRIEF = 0.005  # of a footprint's extent: more than its edges bend in longitude and latitude
 
 
 def make_item(
@@ -242,6 +243,15 @@ def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
         else list(geometry.bounds)
     )
     return json.loads(json.dumps(mapping(geometry))), [float(value) for value in bounds]
+
+
+def footprint_text(geometry: dict[str, Any] | None) -> str:
+    """A footprint's geometry in few points, as WKT; "" for None."""
+    if geometry is None:
+        return ""
+    whole = shape(geometry)
+    west, south, east, north = whole.bounds
+    return str(shapely.to_wkt(shapely.simplify(whole, _BRIEF * min(east - west, north - south)), rounding_precision=6))
 
 
 def _wrapped(lon: float) -> float:

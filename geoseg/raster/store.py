@@ -447,11 +447,14 @@ def _fetch(uri: str, options: Any) -> bytes:
         return bytes(obstore.get(store, key, options=options).bytes())
 
 
-def write(uri: str, data: bytes, *, create: bool = False, replaces: Version | None = None) -> Version:
+def write(
+    uri: str, data: bytes, *, create: bool = False, replaces: Version | None = None, content_type: str | None = None
+) -> Version:
     """Put an object whole, so that no reader ever sees a part of it, and return its version.
 
-    With ``create`` it must not exist yet, with ``replaces`` it must still be that version (of files: as far as the
-    processes of one machine are concerned); otherwise ObjectExistsError. Raises AccessDeniedError and StoreError besides.
+    ``content_type`` is what a bucket tells a browser; files have none. With ``create`` it must not exist yet, with
+    ``replaces`` it must still be that version (of files: as far as the processes of one machine are concerned); otherwise
+    ObjectExistsError. Raises AccessDeniedError and StoreError besides.
     """
     store, key = _object(uri)
     mode: Any = "create" if create else "overwrite"
@@ -463,7 +466,8 @@ def write(uri: str, data: bytes, *, create: bool = False, replaces: Version | No
             mode = {name: value for name, value in asdict(replaces).items() if value}
             if uri.startswith("s3://"):  # some S3 servers compare without the quotes, and AWS does either way
                 mode["e_tag"] = mode["e_tag"].strip('"')
-        return _version(obstore.put(store, key, data, mode=mode, use_multipart=multipart))
+        attributes: Any = {"Content-Type": content_type} if content_type and "://" in uri else None
+        return _version(obstore.put(store, key, data, mode=mode, use_multipart=multipart, attributes=attributes))
 
 
 def _put_file(path: str, data: bytes, replaces: Version | None) -> Version:

@@ -23,6 +23,7 @@ from geoseg.model.pictures import (
     colored,
     page,
     png,
+    round_ticks,
     swatch,
 )
 from geoseg.train.codes import UNLABELLED, LabelCodes
@@ -194,15 +195,6 @@ def _stage_starts(records: Sequence[Mapping[str, Value]], x: str) -> list[tuple[
         size = record.get("resolution_m")
         starts.setdefault(record["stage"], (float(record[x] or 0), "" if size is None else f"{size:g} m"))
     return list(starts.values())
-
-
-def round_ticks(lowest: float, highest: float, most: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from lowest to highest, at most ``most + 1`` of them."""
-    wanted = (highest - lowest) / most
-    power = 10.0 ** math.floor(math.log10(wanted))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted * (1 - 1e-9))
-    first, last = math.ceil(lowest / step - 1e-9), math.floor(highest / step + 1e-9)
-    return [float(f"{count * step:.12g}") for count in range(first, last + 1)]
 
 
 def tick_label(value: float) -> str:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from kit.oracle import seeded_bundle
 from kit.scenes import AT_UTM, noise, write_scene
+from shapely.geometry import MultiPolygon, box
 
 from geoseg.cli import main
 from geoseg.config import GuardConfig, Job, PredictConfig, load_job
@@ -158,7 +159,7 @@ def test_shares_are_held_against_the_mask_before(
     assert off.objections("scene", classes, None, MaskBefore(id="scene", classes=tuple(before.items()))) == []
 
 
-def known(classes: dict[str, int], *, bundle: str = "b", bbox: tuple[float, ...] = (), moment: str = "") -> Known:
+def known(classes: dict[str, int], *, bundle: str = "b", footprint: str = "", moment: str = "") -> Known:
     made = MadeFrom(etags=("e",), mask_etags=("",), bundle=bundle, settings="", aoi="")
     return Known(
         item_etag="i",
@@ -166,7 +167,7 @@ def known(classes: dict[str, int], *, bundle: str = "b", bbox: tuple[float, ...]
         sources=("s",),
         made=made,
         classes=tuple(classes.items()),
-        bbox=bbox,
+        footprint=footprint,
         moment=moment,
     )
 
@@ -186,20 +187,22 @@ def test_what_is_usual_needs_twenty_masks_of_the_same_bundle() -> None:
 
 
 def test_the_last_mask_of_the_same_ground_is_found() -> None:
-    here, near, far = (10.0, 50.0, 10.1, 50.1), (10.005, 50.0, 10.105, 50.1), (10.05, 50.0, 10.15, 50.1)
+    here, near, far = (box(west, 50.0, west + 0.1, 50.1).wkt for west in (10.0, 10.005, 10.05))
+    over = MultiPolygon([box(179.9, 50, 180, 50.1), box(-180, 50, -179.9, 50.1)]).wkt
     ground = Ground(
         {
-            "monday": known({"road": 1}, bbox=here, moment="2026-11-02T00:00:00Z"),
-            "tuesday": known({"road": 2}, bbox=near, moment="2026-11-03T00:00:00Z"),
-            "elsewhere": known({"road": 3}, bbox=far, moment="2026-11-04T00:00:00Z"),
+            "monday": known({"road": 1}, footprint=here, moment="2026-11-02T00:00:00Z"),
+            "tuesday": known({"road": 2}, footprint=near, moment="2026-11-03T00:00:00Z"),
+            "elsewhere": known({"road": 3}, footprint=far, moment="2026-11-04T00:00:00Z"),
             "placeless": known({"road": 4}, moment="2026-11-05T00:00:00Z"),
-            "over the date line": known({"road": 5}, bbox=(179.9, 50.0, -179.9, 50.1)),
+            "over the date line": known({"road": 5}, footprint=over),
         }
     )
     assert ground.before("wednesday", here) == MaskBefore(id="tuesday", classes=(("road", 2),))
     assert ground.before("monday", here) == MaskBefore(id="monday", classes=(("road", 1),))
-    assert ground.before("wednesday", (20.0, 50.0, 20.1, 50.1)) is None
-    assert ground.before("wednesday", ()) is None
+    assert ground.before("friday", over) == MaskBefore(id="over the date line", classes=(("road", 5),))
+    assert ground.before("wednesday", box(20, 50, 20.1, 50.1).wkt) is None
+    assert ground.before("wednesday", "") is None
     assert Ground({}).before("wednesday", here) is None
 
 
@@ -343,7 +346,9 @@ def test_ray_holds_back_what_the_loop_does(bundle: Path, tmp_path: Path) -> None
         put(root, tmp_path, "black", town(2) * 0, east_m=1000)
         put(root, tmp_path, "town-2", town(3), east_m=2000)
         report = night(root, bundle, cluster={"engine": engine, "workers": 1}, guard={"max_change": 1.001})
-        told.append({scene.id: (scene.status, scene.sentence, scene.novelty, scene.bbox) for scene in report.scenes})
+        told.append(
+            {scene.id: (scene.status, scene.sentence, scene.novelty, scene.footprint) for scene in report.scenes}
+        )
     assert told[0] == told[1]
     assert {name: one[0] for name, one in told[0].items()} == {
         "black": "held",

@@ -18,12 +18,12 @@ from tensorboardX.proto.event_pb2 import Event
 
 from geoseg.errors import ConfigError
 from geoseg.model.description import ClassName
-from geoseg.model.pictures import as_rgb
+from geoseg.model.pictures import as_rgb, round_ticks
 from geoseg.raster import store
 from geoseg.train.codes import UNLABELLED, LabelCodes
 from geoseg.train.log import EVENTS, METRICS, MetricsLog, Record
 from geoseg.train.progress import StageWork, TrainProgress
-from geoseg.train.report import ExampleChip, chips_png, curves_png, round_ticks, tick_label
+from geoseg.train.report import ExampleChip, chips_png, curves_png, tick_label
 
 CLASSES = (
     ClassName(name="background", color=(0, 0, 0)),
