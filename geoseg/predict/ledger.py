@@ -90,8 +90,14 @@ def _facts(plan: ScenePlan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "etags": tuple(scene.etag for scene in plan.scenes),
         "mask_etags": tuple(scene.mask_etag or "" for scene in plan.scenes),
-        "footprint": footprint_text(footprint(plan.scene.grid)[0]),
+        "footprint": _footprint(plan),
     }
+
+
+def _footprint(plan: ScenePlan) -> str:
+    """Where a scene lies; "" too when finding out fails, for no run is to end by it."""
+    found = attempt(lambda: footprint_text(footprint(plan.scene.grid)[0]), plan.scene.id, "placing it")
+    return "" if isinstance(found, Failure) else found
 
 
 @dataclass(frozen=True, slots=True)

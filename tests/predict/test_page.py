@@ -30,7 +30,7 @@ from PIL import Image
 
 from geoseg.config import Job, load_job
 from geoseg.nightly import run_nightly
-from geoseg.predict import page, publish
+from geoseg.predict import ledger, page, publish
 from geoseg.predict.index import read_index
 from geoseg.predict.ledger import SceneReport
 from geoseg.predict.page import render
@@ -419,6 +419,18 @@ def test_a_run_never_fails_by_its_page(
     assert (report.exit_code, report.page) == (0, "")
     assert "no ink" in report.remarks[-1]
     assert store.exists(record_uri(report.out, report.run_id))
+
+
+def test_a_run_never_fails_by_a_footprint(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(str(tmp_path), tmp_path, 0)
+
+    def fail(_: Any) -> str:
+        raise RuntimeError("no such place")
+
+    monkeypatch.setattr(ledger, "footprint", fail)
+    report = run_nightly(job_on(str(tmp_path), bundle), quiet=True)
+    assert report.counts == {"published": 1}
+    assert "1 scene is not on the map" in Page(Path(report.page).read_bytes()).text
 
 
 def test_colours_can_be_told_from_what_lies_behind() -> None:
