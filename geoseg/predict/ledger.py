@@ -100,9 +100,15 @@ def _facts(plan: ScenePlan) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "etags": tuple(scene.etag for scene in plan.scenes),
         "mask_etags": tuple(scene.mask_etag or "" for scene in plan.scenes),
-        "footprint": footprint_text(footprint(plan.scene.grid)[0]),
+        "footprint": _footprint(plan),
         "moment": max(scene.datetime for scene in plan.scenes),
     }
+
+
+def _footprint(plan: ScenePlan) -> str:
+    """Where a scene lies; "" too when finding out fails, for no run is to end by it."""
+    found = attempt(lambda: footprint_text(footprint(plan.scene.grid)[0]), plan.scene.id, "placing it")
+    return "" if isinstance(found, Failure) else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +255,7 @@ class Ledger:
         """The plan with the last mask of its ground, the scene's own before all others."""
         if plan.before is not None or self._before is None:
             return plan
-        return replace(plan, before=self._before(plan.scene.id, footprint_text(footprint(plan.scene.grid)[0])))
+        return replace(plan, before=self._before(plan.scene.id, _footprint(plan)))
 
     def settled(self, report: SceneReport) -> None:
         """A scene needs no windows."""

@@ -11,8 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,6 @@ _LEAST_DEG = 0.002
 _LEAST_ASPECT, _MOST_ASPECT, _DETAIL_ASPECT = 0.36, 0.6, 0.66
 _PAD, _DETAIL_PAD = 0.08, 0.18  # labels stand there
 _KM_PER_DEG = 111.195
-_LAND_FROM_DEG = 3.0  # the outlines of land are too coarse for less
 _TOLD_IDS = 3
 
 
@@ -75,7 +72,6 @@ class Panel:
     marks: tuple[Mark, ...]
     num_scenes: int
     num_left_out: int
-    land: str
     meridians: tuple[Tick, ...]
     parallels: tuple[Tick, ...]
     scale: Tick
@@ -255,7 +251,6 @@ def _panel(placed: _Placed, *, letter: str, width: int, most: int, details: Sequ
         marks=tuple(marks[:most]),
         num_scenes=len(placed.scenes),
         num_left_out=len(marks[most:]),
-        land=_land_path(projection) if north - south >= _LAND_FROM_DEG else "",
         meridians=tuple(
             Tick(round(100 * (lon - west) / (east - west), 2), _lon_label(lon)) for lon in round_ticks(west, east, 4)
         ),
@@ -303,7 +298,7 @@ class _Paths:
     def of(self, footprint: str, geometry: Any) -> str:
         path = self._known.get(footprint)
         if path is None:
-            path = self._known[footprint] = _path(geometry, self._projection, digits=1)
+            path = self._known[footprint] = _path(geometry, self._projection)
         return path
 
 
@@ -314,30 +309,16 @@ def _title(outcome: str, ids: list[str]) -> str:
     return f"{len(ids)} scenes {outcome}: {', '.join(ids[:_TOLD_IDS])}{more}"
 
 
-def _path(geometry: Any, projection: _Projection, *, digits: int) -> str:
+def _path(geometry: Any, projection: _Projection) -> str:
     """Rings as an SVG path; points that fall together are one."""
     told = []
     for polygon in shapely.get_parts(geometry):
         for ring in shapely.get_rings(polygon):
-            points = projection.units(shapely.get_coordinates(ring)).round(digits) + 0.0
+            points = projection.units(shapely.get_coordinates(ring)).round(1) + 0.0
             kept = points[np.r_[True, (np.diff(points, axis=0) != 0).any(axis=1)]]
             if len(kept) > 3:
                 told.append("M" + "L".join(f"{x:g} {y:g}" for x, y in kept[:-1].tolist()) + "Z")
     return "".join(told)
-
-
-@cache
-def _land() -> Any:
-    """The land of the Earth in rough outline, from Natural Earth (1:110m, public domain)."""
-    return shapely.from_wkt(Path(__file__).with_name("land.wkt").read_text())
-
-
-def _land_path(projection: _Projection) -> str:
-    west, south, east, north = projection.frame
-    turned = [affinity.translate(_land(), turn) for turn in (-360, 0, 360)]
-    parts = [shapely.clip_by_rect(land, west, south, east, north) for land in turned]
-    kept = [part for one in parts for part in shapely.get_parts(one) if part.geom_type == "Polygon"]
-    return "".join(_path(part, projection, digits=0) for part in kept)
 
 
 def _lon_label(lon: float) -> str:

@@ -30,7 +30,7 @@ from PIL import Image
 
 from geoseg.config import Job, load_job
 from geoseg.nightly import run_nightly
-from geoseg.predict import page, publish
+from geoseg.predict import ledger, page, publish
 from geoseg.predict.index import read_index
 from geoseg.predict.ledger import SceneReport
 from geoseg.predict.page import render
@@ -278,8 +278,6 @@ class TestMap:
         assert [panel.num_scenes for panel in details] == [1, 1, 5], "from west to east"
         assert all(mark.is_dot for mark in whole.marks)
         assert not any(mark.is_dot for panel in details for mark in panel.marks)
-        assert whole.land
-        assert not details[0].land
         assert details[0].scale.text == "500 m"
 
     def test_scenes_of_one_place_are_one_mark_and_bad_ones_lie_on_top(self) -> None:
@@ -419,6 +417,18 @@ def test_a_run_never_fails_by_its_page(
     assert (report.exit_code, report.page) == (0, "")
     assert "no ink" in report.remarks[-1]
     assert store.exists(record_uri(report.out, report.run_id))
+
+
+def test_a_run_never_fails_by_a_footprint(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(str(tmp_path), tmp_path, 0)
+
+    def fail(_: Any) -> str:
+        raise RuntimeError("no such place")
+
+    monkeypatch.setattr(ledger, "footprint", fail)
+    report = run_nightly(job_on(str(tmp_path), bundle), quiet=True)
+    assert report.counts == {"published": 1}
+    assert "1 scene is not on the map" in Page(Path(report.page).read_bytes()).text
 
 
 def test_colours_can_be_told_from_what_lies_behind() -> None:
