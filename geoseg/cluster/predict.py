@@ -25,7 +25,9 @@ _RETRIES = 1
 # Ray Data does not replace a worker that may not restart any more, so some must be to spare; but a worker that cannot so
 # much as start must come to an end.
 _RESTARTS = 32
-_LISTING_CPUS = 0.5  # it mostly waits; and unlike its neighbours', or Ray would fuse it with them
+# They mostly wait, and fit beside device actors that have crowded onto the nodes that are left. Were they alike, Ray would
+# fuse them.
+_PLANNING_CPUS, _LISTING_CPUS = 0.01, 0.02
 
 
 def predict_on_cluster(
@@ -70,7 +72,10 @@ def window_outcomes(
     rows_per_task, at_once = (1, 1) if alone else (workers.rows_per_block, 2)
     source = PlannedScenes(turns, run, alone=alone)
     scenes: Dataset = ray.data.read_datasource(
-        source, override_num_blocks=source.num_tasks, ray_remote_args={"max_retries": _RETRIES}
+        source,
+        override_num_blocks=source.num_tasks,
+        concurrency=workers.read_tasks,
+        ray_remote_args={"max_retries": _RETRIES, "num_cpus": _PLANNING_CPUS},
     )
     rows: Dataset = scenes.map_batches(
         partial(list_scene_windows, run=run, rows_per_block=rows_per_task, only_todo=alone),

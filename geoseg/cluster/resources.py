@@ -10,6 +10,7 @@ import ray
 from geoseg.config import ClusterConfig
 
 _MAX_PUBLISHERS = 8
+_NEARLY = 0.97  # so that actors that start again on fewer nodes never fill one
 _ROWS_ON_CPU, _ROWS_ON_GPU = 4, 32
 
 
@@ -47,7 +48,7 @@ def plan_workers(cluster: ClusterConfig) -> Workers:
     else:
         cores = (os.cpu_count() or 1) if nodes == 1 else max(1, int(cpus))
         num, gpu_share, rows = cluster.workers or max(1, min(cores, int(cpus))), 0.0, _ROWS_ON_CPU
-        per_worker = min(1.0, max(0.1, int(10 * max(cpus - 1, 0.5) / num) / 10))
+        per_worker = _NEARLY * min(1.0, max(0.1, int(10 * max(cpus - 1, 0.5) / num) / 10))
         threads = max(1, cores // num)
     return Workers(
         num=num,

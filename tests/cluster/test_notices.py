@@ -98,12 +98,12 @@ def test_a_cluster_that_does_not_drain_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Two nodes on this machine."""
+    """Two nodes on this machine; the head has room for the workers of both."""
     for name, value in (("memory_monitor_refresh_ms", "0"), ("agent_register_timeout_ms", "120000")):
         monkeypatch.setenv(f"RAY_{name}", value)
-    node = {"num_cpus": 3, "object_store_memory": 128 << 20, "include_dashboard": False}
+    node = {"object_store_memory": 128 << 20, "include_dashboard": False}
     folder = tmp_path_factory.mktemp("ray")
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": str(folder)})
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 6, "temp_dir": str(folder)})
     try:
         cluster.add_node(**{**node, "num_cpus": 3})
         ray.init(address=cluster.address, log_to_driver=False)
@@ -125,8 +125,8 @@ def test_a_node_that_gets_a_notice_takes_no_new_task_and_nothing_is_lost_with_it
     cluster: Cluster, service: MetadataService, tmp_path: Path
 ) -> None:
     bundle, out = tiny_bundle(tmp_path / "bundle"), tmp_path / "out"
-    for index in range(30):
-        write_scene(tmp_path / "in" / f"s{index:02}.tif", noise(3, 1100, 600, seed=index))
+    for index in range(10):
+        write_scene(tmp_path / "in" / f"s{index:02}.tif", noise(3, 1500, 600, seed=index))
     settings = {"bundle": bundle, "window": 512}
     geoseg.predict(str(tmp_path / "in"), str(tmp_path / "calm"), engine="local", **settings)
     (leaving,) = [node for node in cluster.list_all_nodes() if not node.head]
@@ -138,7 +138,7 @@ def test_a_node_that_gets_a_notice_takes_no_new_task_and_nothing_is_lost_with_it
     told: dict[str, object] = {}
 
     def take_the_node_back() -> None:
-        while len(list(out.glob("*/item.json"))) < 3:
+        while len(list(out.glob("*/item.json"))) < 1:
             time.sleep(0.05)
         service.notice = notice_in(120)
         told["watch"] = watch.communicate(timeout=120)[0]
@@ -155,7 +155,7 @@ def test_a_node_that_gets_a_notice_takes_no_new_task_and_nothing_is_lost_with_it
         watch.kill()
     assert "this node is drained" in str(told["watch"])
     assert watch.returncode == 0
-    assert told["before"] < 30, "the node must go while the run is at work"
+    assert told["before"] < 10, "the node must go while the run is at work"
     assert leaving.node_id not in told["nodes"], "no new task comes to a node that is drained"
     assert report.exit_code == 0, report.scenes
     assert digests(out) == digests(tmp_path / "calm")

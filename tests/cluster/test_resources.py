@@ -41,3 +41,15 @@ def test_gpus_that_are_there_are_shared_unless_told_otherwise(cluster_has: Any) 
 def test_gpus_without_a_number_of_workers_are_refused() -> None:
     with pytest.raises(ConfigError, match="say how many workers"):
         check(ClusterConfig, {"gpus": 1}, where="job.toml")
+
+
+@pytest.mark.parametrize("cpus_left", [1, 2, 3, 4, 8, 16, 30])
+@pytest.mark.parametrize("workers", [None, 4, 10, 60])
+def test_workers_that_start_again_on_the_nodes_that_are_left_fill_none(
+    cpus_left: int, workers: int | None, cluster_has: Any
+) -> None:
+    """Else scenes would wait for ever to be planned."""
+    cluster_has({"CPU": 2.0 * cpus_left}, nodes=2)
+    each = plan_workers(ClusterConfig(workers=workers)).cpus
+    fit = int(cpus_left / each + 1e-9)
+    assert cpus_left - fit * each >= 0.02, "what listing takes"

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kit.oracle import digests
 from kit.scenes import noise, tiny_bundle, write_scene
 
 import geoseg
+from geoseg.cli import main
 from geoseg.predict.drain import Drain
 from geoseg.predict.lease import Lease
 from geoseg.predict.verify import verify_output
@@ -176,6 +178,19 @@ def test_a_process_that_gets_sigterm_says_how_to_go_on(scenes: Path, bundle: str
     assert " left\n" in complaint
     assert not (tmp_path / "_geoseg" / "lease.json").exists()
     assert [record["exit_code"] for record in records(tmp_path)] == [130]
+
+
+def test_sigterm_before_the_work_begins_interrupts(
+    scenes: Path, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("geoseg.run.list_job", lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        ended = CliRunner().invoke(main, ["predict", str(scenes), "--out", str(tmp_path), "--bundle", bundle])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.exit_code == 130
+    assert "the same command goes on from there" in ended.output
 
 
 def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
