@@ -331,7 +331,7 @@ def test_listed_windows_do_not_depend_on_what_was_done(scenes: Path, bundle: Pat
 
     run = spec(scenes, tmp_path / "out", bundle)
     plan = planned(scenes, run)
-    row = {**_BLANK, "kind": "scene", "scene_id": "bad", "plan": plan.to_json()}
+    row = {**_BLANK, "kind": "scene", "scene_id": "bad", "plan": plan.to_json(), "num_turns": 1}
     table = pa.Table.from_pylist([row], schema=DESCRIPTOR)
     first = list(list_scene_windows(table, run, rows_per_block=2, only_todo=False))
     make_parts(run, plan)

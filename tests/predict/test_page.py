@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import re
@@ -31,7 +30,6 @@ from PIL import Image
 from geoseg.config import Job, load_job
 from geoseg.nightly import run_nightly
 from geoseg.predict import ledger, page, publish
-from geoseg.predict.index import read_index
 from geoseg.predict.ledger import SceneReport
 from geoseg.predict.page import render
 from geoseg.predict.record import GoneScene, RunReport, read_record, record_uri, write_record
@@ -384,23 +382,6 @@ def test_a_nights_page_places_what_stands_without_asking_for_it(
     assert "on the map" not in seen.text
     assert len(seen.all("img")) == 2
     assert not any(re.search(rf"/(?:in|out)/{standing}[./]", uri) for standing in (0, 1, 2, 3, 4, 5) for uri in asked)
-
-
-def test_an_index_of_before_footprints_is_still_good(bundle: Path, tmp_path: Path) -> None:
-    put(str(tmp_path), tmp_path, 0, 1)
-    job = job_on(str(tmp_path), bundle)
-    run_nightly(job, quiet=True)
-    file = tmp_path / "out" / "_geoseg" / "index.json.gz"
-    told = json.loads(gzip.decompress(file.read_bytes()))
-    told["items"] = {name: values[:9] for name, values in told["items"].items()}
-    file.write_bytes(gzip.compress(json.dumps(told).encode()))
-    assert {one.footprint for one in read_index(str(tmp_path / "out")).values()} == {""}
-    report = run_nightly(job, quiet=True)
-    assert report.counts == {"unchanged": 2}
-    assert "2 scenes are not on the map" in Page(Path(report.page).read_bytes()).text
-    file.unlink()
-    report = run_nightly(job, quiet=True)
-    assert len(Page(Path(report.page).read_bytes()).all("path", "mark")) == 2, "items tell where they lie"
 
 
 @pytest.mark.parametrize("broken", ["render", "thumbnails_of"])
