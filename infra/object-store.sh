@@ -29,7 +29,10 @@ refuse() {
   exit "$status"
 }
 
-has_packages() { command -v "${PROGRAMS[@]}" >/dev/null; }
+has_packages() {
+  local program
+  for program in "${PROGRAMS[@]}"; do command -v "$program" >/dev/null || return 1; done
+}
 
 is_store() { [[ -f $dir/lock ]]; }
 

@@ -15,9 +15,9 @@ from kit.scenes import noise, write_scene
 from geoseg.cli import main
 from geoseg.raster import store
 
-pytestmark = [pytest.mark.bucket, pytest.mark.slow, pytest.mark.chaos]
+pytestmark = [pytest.mark.bucket, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-PROCESSES, ROUNDS, SCENES = 16, 2, 6
+PROCESSES, ROUNDS, SCENES = 16, 20, 4
 
 
 def start(job: Path, log: Path, barrier: Any) -> None:

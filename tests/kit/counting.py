@@ -40,29 +40,29 @@ class CountingRelay:
 
 
 @contextlib.contextmanager
-def counting_relay(server: str) -> Iterator[CountingRelay]:
-    """Run a relay before the server with this URL for the length of the block."""
+def counting_relay(server: str, *, host: str = "127.0.0.1") -> Iterator[CountingRelay]:
+    """Run a relay before the server with this URL for the length of the block, at an address of this machine."""
     counters, port = multiprocessing.Array("q", 2), multiprocessing.Queue()
-    process = multiprocessing.Process(target=_serve, args=(urlsplit(server).netloc, counters, port), daemon=True)
+    process = multiprocessing.Process(target=_serve, args=(urlsplit(server).netloc, counters, host, port), daemon=True)
     process.start()
     try:
-        yield CountingRelay(f"http://127.0.0.1:{port.get(timeout=30)}", counters)
+        yield CountingRelay(f"http://{host}:{port.get(timeout=30)}", counters)
     finally:
         process.terminate()
         process.join()
 
 
-def _serve(server: str, counters: Any, port: Any) -> None:
-    host, _, number = server.partition(":")
+def _serve(server: str, counters: Any, host: str, port: Any) -> None:
+    server_host, _, number = server.partition(":")
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        back_reader, back_writer = await asyncio.open_connection(host, int(number))
+        back_reader, back_writer = await asyncio.open_connection(server_host, int(number))
         await asyncio.gather(
             _pass_on(reader, back_writer, counters, True), _pass_on(back_reader, writer, counters, False)
         )
 
     async def run() -> None:
-        listener = await asyncio.start_server(relay, "127.0.0.1", 0)
+        listener = await asyncio.start_server(relay, host, 0)
         port.put(listener.sockets[0].getsockname()[1])
         async with listener:
             await listener.serve_forever()

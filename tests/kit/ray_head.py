@@ -1,8 +1,9 @@
-"""A Ray head as an operator starts one: a process of its own, with token authentication, a dashboard and metrics."""
+"""A Ray head as an operator starts one: a process of its own, with token authentication, a dashboard and metrics; and nodes."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -16,10 +17,13 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from kit.machines import Machine
 from kit.object_store import ServerError, free_ports
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,12 @@ class RayHead:
     dashboard_port: int
     metrics_port: int
     token: str = field(repr=False)
+    host: str = "127.0.0.1"
 
     @property
     def address(self) -> str:
         """The URL of the dashboard, which takes jobs."""
-        return f"http://127.0.0.1:{self.dashboard_port}"
+        return f"http://{self.host}:{self.dashboard_port}"
 
     def client_environment(self) -> dict[str, str]:
         """What a client needs besides the address."""
@@ -43,23 +48,23 @@ class RayHead:
 
     def metrics(self) -> str:
         """What the node exports to Prometheus now."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
 
 @contextlib.contextmanager
-def ray_head(*, num_cpus: int = 2, timeout_s: float = 120) -> Iterator[RayHead]:
-    """Run a head for the length of the block, in a process group that ends with it.
+def ray_head(*, num_cpus: int = 2, host: str = "127.0.0.1", timeout_s: float = 120) -> Iterator[RayHead]:
+    """Run a head for the length of the block, at an address of this machine, in a process group that ends with it.
 
     Raises ServerError when it does not answer within ``timeout_s``.
     """
     folder = Path(tempfile.mkdtemp(prefix="geoseg-head-", dir="/tmp"))  # short: Ray's sockets lie below it
     port, dashboard, metrics, agent, agent_grpc, client = free_ports(6)
-    head = RayHead(folder, port, dashboard, metrics, secrets.token_hex())
+    head = RayHead(folder, port, dashboard, metrics, secrets.token_hex(), host)
     options = {
         "port": port,
-        "node-ip-address": "127.0.0.1",
-        "dashboard-host": "127.0.0.1",
+        "node-ip-address": host,
+        "dashboard-host": host,
         "dashboard-port": dashboard,
         "dashboard-agent-listen-port": agent,
         "dashboard-agent-grpc-port": agent_grpc,
@@ -69,8 +74,56 @@ def ray_head(*, num_cpus: int = 2, timeout_s: float = 120) -> Iterator[RayHead]:
         "object-store-memory": 128 << 20,
         "temp-dir": folder,
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--{name}={value}" for name, value in options.items()]
+    log = folder / "head.log"
+    process = _start([*_RAY, "start", "--head", *_as_options(options)], head, log)
+    try:
+        _wait_for(head, process, log, time.monotonic() + timeout_s)
+        yield head
+        if process.poll() is not None:
+            raise ServerError(f"Ray's head ended by itself: {_last_words(head, log)}")
+    finally:
+        _end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_node(head: RayHead, machine: Machine, *, num_cpus: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a node of the head's cluster on another machine for the length of the block; its process leads a group of its own."""
+    options = {
+        "address": f"{head.host}:{head.port}",
+        "node-ip-address": machine.address,
+        "num-cpus": num_cpus,
+        "object-store-memory": 128 << 20,
+    }
+    process = _start(machine.command(*_RAY, "start", *_as_options(options)), head, head.folder / f"{machine.name}.log")
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def wait_for_nodes(head: RayHead, num: int, *, timeout_s: float = 120) -> None:
+    """Wait until so many nodes, the head among them, are alive. Raises ServerError."""
+    request = urllib.request.Request(
+        f"{head.address}/nodes?view=summary", headers={"Authorization": f"Bearer {head.token}"}
+    )
+    give_up = time.monotonic() + timeout_s
+    while True:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+        alive = sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+        if alive == num:
+            return
+        if time.monotonic() > give_up:
+            raise ServerError(f"{alive} nodes of Ray's are alive after {timeout_s:g} s, not {num}")
+        time.sleep(0.5)
+
+
+def _as_options(options: dict[str, Any]) -> list[str]:
+    return ["--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _start(command: list[str], head: RayHead, log: Path) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         **head.client_environment(),
@@ -81,19 +134,10 @@ def ray_head(*, num_cpus: int = 2, timeout_s: float = 120) -> Iterator[RayHead]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "OMP_NUM_THREADS": "1",
     }
-    log = folder / "head.log"
     with log.open("wb") as told:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=told, start_new_session=True
         )
-    try:
-        _wait_for(head, process, log, time.monotonic() + timeout_s)
-        yield head
-        if process.poll() is not None:
-            raise ServerError(f"Ray's head ended by itself: {_last_words(head, log)}")
-    finally:
-        _end(process)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait_for(head: RayHead, process: subprocess.Popen[bytes], log: Path, give_up: float) -> None:
