@@ -68,6 +68,8 @@ def run_canary(job: Job, *, bundle: str, scenes: int = 20, to: str | None = None
     redo, published_speed = _redo([*standing, *stale], output), _published_speed(output, before.bundle_digest)
     with Lease(after.out) as lease:
         report = predict_refs(new_job, after, refs, lease, versions=listing.versions, kind="canary", quiet=quiet)
+        if report.num_left:
+            raise KeyboardInterrupt  # a signal ended it; a part of the sample is no canary
         speed = _speed(report, read_speed(after.out, after.bundle_digest))
         canary = Canary(
             job=job,

@@ -10,11 +10,11 @@ from typing import Any
 from geoseg.config import GuardConfig, Job, check
 from geoseg.errors import ConfigError, NothingReadableError
 from geoseg.predict.guard import Guard
-from geoseg.predict.held import held_scenes
 from geoseg.predict.index import known_items, known_of, read_index, write_index
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import BAD, SceneReport
-from geoseg.predict.output import Output, last_record, list_output
+from geoseg.predict.outcomes import Outcome, check_has_runs, held_back, last_outcomes, with_status
+from geoseg.predict.output import Output, list_output
 from geoseg.predict.page import write_page
 from geoseg.predict.record import GoneScene, RunReport, record_uri, write_record
 from geoseg.predict.remove import half_removed, remove_scene
@@ -26,7 +26,7 @@ from geoseg.raster.versions import Versions
 from geoseg.run import make_run_spec, on_guard, predict_refs
 
 RETRIED, RELEASED = "retried", "released"
-_TO_RETRY = ("refused", "failed")
+_NO_LIMITS = GuardConfig(max_novelty=0, max_change=0, max_deviation=0)
 
 
 def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> RunReport:
@@ -43,22 +43,24 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         output = list_output(run.out)
         indexed = read_index(run.out)
         known = known_items(output, indexed)
-        held = _held_before(output, job)
+        outcomes = last_outcomes(output)
+        held = _held_before(outcomes, output, job)
         fingerprints = {scene_id: report.fingerprint for scene_id, report in held.items()}
         selection = select(listing.refs, listing.versions, run, known, held=fingerprints)
-        reasons = _with_retries(selection, output)
+        reasons = _with_retries(selection, outcomes)
         listing_s = time.monotonic() - began
         lease.check()
-        refs = {ref.id: ref for ref in listing.refs if ref.id in reasons or ref.id in selection.held}
+        looked_at = {*(ref.id for ref in selection.todo), *selection.held}
+        refs = {ref.id: ref for ref in listing.refs if ref.id in looked_at}
         run, before = on_guard(run, known if selection.todo else {})
         report = predict_refs(
             job, run, selection.todo, lease, versions=listing.versions, kind="nightly", quiet=quiet, before=before
         )
         remove_gone = remove_gone and not report.num_left  # a signal asked it to end
-        looked_at = [_with_reasons(scene, reasons) for scene in report.scenes]
+        done = [_with_reasons(scene, reasons) for scene in report.scenes]
         report = replace(
             report,
-            scenes=tuple(sorted([*looked_at, *(held[one] for one in selection.held)], key=lambda scene: scene.uri)),
+            scenes=tuple(sorted([*done, *(held[one] for one in selection.held)], key=lambda scene: scene.uri)),
             num_skipped=selection.num_unchanged,
             gone=tuple(
                 GoneScene(id=one.id, sources=one.sources, removed=remove_gone, footprint=known[one.id].footprint)
@@ -84,22 +86,20 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
 
 
 def run_retry(out: str, *, quiet: bool = False) -> RunReport | None:
-    """Try again the scenes that failed or were refused in an output's last run, and no other, with that run's job.
+    """Try again the scenes whose last run failed on them or refused them, and no other, with that run's job.
 
-    None when there are none. Raises NothingReadableError when no run has left a record, and StopError kinds.
+    None when there are none. Of runs with several jobs those of the last are tried. Raises NothingReadableError when no run has
+    left a record, and StopError kinds.
     """
     root = store.normalize_uri(out).rstrip("/")
-    record = last_record(list_output(root))
-    where = store.redact(record_uri(root, record["run"]))
-    job = check(Job, {**record["job"], "out": root}, where=where)
-    refs = {
-        scene["id"]: SceneRef(scene["id"], scene["uri"], tuple(scene["dates"]))
-        for scene in record["scenes"]
-        if scene["status"] in _TO_RETRY
-    }
-    if not refs:
+    output = list_output(root)
+    check_has_runs(output)
+    wanted = with_status(last_outcomes(output), ("refused", "failed"))
+    if not wanted:
         return None
-    return _run_alone(job, refs, kind="retry", reason=RETRIED, quiet=quiet)
+    last = max(wanted.values(), key=lambda one: one.run)
+    chosen = {scene_id: one for scene_id, one in wanted.items() if one.settings == last.settings}
+    return _run_alone(root, chosen, kind="retry", reason=RETRIED, quiet=quiet)
 
 
 def run_release(out: str, scenes: Sequence[str] = (), *, quiet: bool = False) -> RunReport | None:
@@ -109,7 +109,7 @@ def run_release(out: str, scenes: Sequence[str] = (), *, quiet: bool = False) ->
     a scene that is not held back, ConfigError when those named were held back with different jobs, and StopError kinds.
     """
     root = store.normalize_uri(out).rstrip("/")
-    held = held_scenes(list_output(root))
+    held = held_back(last_outcomes(list_output(root)))
     if not held and not scenes:
         return None
     by_name = {name: one for one in held.values() for name in (one.scene["id"], one.scene["uri"])}
@@ -120,33 +120,34 @@ def run_release(out: str, scenes: Sequence[str] = (), *, quiet: bool = False) ->
         )
     chosen = {one.scene["id"]: one for one in (map(by_name.__getitem__, scenes) if scenes else held.values())}
     first = next(iter(chosen.values()))
-    other = next((one for one in chosen.values() if one.job != first.job), None)
+    other = next((one for one in chosen.values() if one.settings != first.settings), None)
     if other is not None:
         raise ConfigError(
             f"{first.scene['id']} was held back by run {first.run} and {other.scene['id']} by run {other.run}, with another job; "
             "name those of one job at a time"
         )
-    job = check(Job, {**first.job, "out": root}, where=store.redact(record_uri(root, first.run)))
-    refs = {
-        scene_id: SceneRef(scene_id, one.scene["uri"], tuple(one.scene["dates"])) for scene_id, one in chosen.items()
-    }
     released = frozenset(one.scene["fingerprint"] for one in chosen.values())
-    return _run_alone(job, refs, kind="release", reason=RELEASED, quiet=quiet, released=released)
+    return _run_alone(root, chosen, kind="release", reason=RELEASED, quiet=quiet, released=released)
 
 
 def _run_alone(
-    job: Job,
-    refs: Mapping[str, SceneRef],
+    root: str,
+    chosen: Mapping[str, Outcome],
     *,
     kind: str,
     reason: str,
     quiet: bool,
     released: frozenset[str] = frozenset(),
 ) -> RunReport:
-    """Do these scenes and no other, for one reason."""
+    """Do these scenes of an output and no other, with the job of the last run that looked at one, for one reason."""
+    last = max(chosen.values(), key=lambda one: one.run)
+    job = check(Job, {**last.job, "out": root}, where=store.redact(record_uri(root, last.run)))
+    refs = {
+        scene_id: SceneRef(scene_id, one.scene["uri"], tuple(one.scene["dates"])) for scene_id, one in chosen.items()
+    }
     run = make_run_spec(job)
     if released:
-        run = replace(run, guard=replace(run.guard or Guard(limits=GuardConfig()), released=released))
+        run = replace(run, guard=replace(run.guard or Guard(limits=_NO_LIMITS), released=released))
     with Lease(run.out) as lease:
         indexed = read_index(run.out)
         run, before = on_guard(run, indexed)
@@ -161,16 +162,14 @@ def _run_alone(
         return write_page(report, write_record(report, job, run, refs), run, {})
 
 
-def _held_before(output: Output, job: Job) -> dict[str, SceneReport]:
-    """What the last run held back by the limits of this one, as it told of it; the others are looked at anew."""
-    if not output.runs:
-        return {}
-    record = last_record(output)
-    before, now = record["job"], job.model_dump(mode="json")
-    if before["guard"] != now["guard"] or before["predict"] != now["predict"]:
-        return {}
-    told = {scene["id"]: scene for scene in record["scenes"] if scene["status"] == "held"}
-    return {scene_id: _report_of(scene) for scene_id, scene in told.items() if scene_id in output.parts}
+def _held_before(outcomes: Mapping[str, Outcome], output: Output, job: Job) -> dict[str, SceneReport]:
+    """What is held back by the limits of this job, as the last run told of it; the others are looked at anew."""
+    now = store.redacted(job.model_dump(mode="json"))
+    return {
+        scene_id: replace(_report_of(one.scene), reasons=(), seconds=0.0)
+        for scene_id, one in held_back(outcomes).items()
+        if all(one.job.get(name) == now[name] for name in ("guard", "predict")) and scene_id in output.parts
+    }
 
 
 def _report_of(scene: dict[str, Any]) -> SceneReport:
@@ -183,11 +182,9 @@ def _report_of(scene: dict[str, Any]) -> SceneReport:
     return SceneReport(**told)
 
 
-def _with_retries(selection: Selection, output: Output) -> dict[str, tuple[str, ...]]:
+def _with_retries(selection: Selection, outcomes: Mapping[str, Outcome]) -> dict[str, tuple[str, ...]]:
     """Why each scene is to be done; one that the last run did not bring to its end is tried again."""
-    if not selection.todo or not output.runs:
-        return selection.reasons
-    ended_badly = {scene["id"] for scene in last_record(output)["scenes"] if scene["status"] in BAD}
+    ended_badly = with_status(outcomes, BAD)
     return {
         scene_id: (*(reason for reason in reasons if reason != "new"), RETRIED) if scene_id in ended_badly else reasons
         for scene_id, reasons in selection.reasons.items()

@@ -8,9 +8,9 @@ from typing import Any
 
 from geoseg.config import Job, check
 from geoseg.errors import GeosegError, NothingReadableError
-from geoseg.predict.held import Held, held_scenes
 from geoseg.predict.lease import read_holder
 from geoseg.predict.ledger import BAD
+from geoseg.predict.outcomes import Outcome, held_back, last_outcomes, with_status
 from geoseg.predict.output import Output, list_output
 from geoseg.predict.publish import StandingItem, read_item
 from geoseg.predict.record import read_record
@@ -27,7 +27,7 @@ _OUTCOMES = 3
 class Status:
     """How an output stands.
 
-    Scenes with an item; those that are held back; those that the last run refused, or saw fail; scenes begun and not ended; the
+    Scenes with an item; those whose last run held them back, refused them or saw them fail; scenes begun and not ended; the
     last run in its own words; who holds the lease, if anybody does.
     """
 
@@ -66,26 +66,26 @@ def output_status(out: str) -> Status:
     root = store.normalize_uri(out).rstrip("/")
     output = list_output(root)
     record = read_record(root, output.runs[-1]) if output.runs else None
-    scenes = record["scenes"] if record else []
-    by_status = Counter(scene["status"] for scene in scenes)
-    ended = {scene["id"] for scene in scenes if scene["status"] in BAD}
+    outcomes = last_outcomes(output)
+    by_status = Counter(one.scene["status"] for one in outcomes.values())
+    ended = with_status(outcomes, BAD)
     told = ("run", "kind", "started", "ended", "exit_code", "counts", "reasons", "figures", "next", "remarks")
     return Status(
         out=root,
         published=len(output.items),
-        held=len(held_scenes(output)),
+        held=by_status["held"],
         refused=by_status["refused"],
         failed=by_status["failed"],
-        unfinished=len(output.parts.keys() - ended),
+        unfinished=len(output.parts.keys() - ended.keys()),
         num_runs=len(output.runs),
         last_run={key: record[key] for key in told} if record else None,
         lease=read_holder(root),
     )
 
 
-def list_held(out: str) -> dict[str, Held]:
+def list_held(out: str) -> dict[str, Outcome]:
     """The scenes that are held back in an output, by id. Raises AccessDeniedError, ConfigError, StoreError."""
-    return held_scenes(list_output(store.normalize_uri(out).rstrip("/")))
+    return held_back(last_outcomes(list_output(store.normalize_uri(out).rstrip("/"))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

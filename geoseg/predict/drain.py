@@ -24,6 +24,7 @@ class Drain:
     def __init__(self, *, most_s: float = DRAIN_S) -> None:
         self.asked = self.is_late = False
         self._before: dict[int, Any] = {}
+        self._first = signal.SIGINT
         self._timer = threading.Timer(most_s, self._out_of_time)
         self._timer.daemon = True
 
@@ -45,13 +46,13 @@ class Drain:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._first = True, signal.Signals(number)
         os.write(2, _TOLD)  # printing is not safe here
         self._timer.start()
 
     def _out_of_time(self) -> None:
         self.is_late = True
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), self._first)

@@ -36,18 +36,20 @@ class Ground:
 
     def __init__(self, masks: Mapping[str, Known]) -> None:
         self._placed = [(scene_id, one) for scene_id, one in sorted(masks.items()) if one.classes and one.footprint]
-        self._tree = shapely.STRtree(shapely.from_wkt([one.footprint for _, one in self._placed]))
+        footprints = shapely.from_wkt([one.footprint for _, one in self._placed], on_invalid="ignore")
+        self._tree = shapely.STRtree(shapely.make_valid(footprints))
 
     def before(self, scene_id: str, footprint: str) -> MaskBefore | None:
         """The latest mask whose footprint (WKT) is a scene's, to four fifths; the scene's own comes before all others."""
         if not footprint:
             return None
-        ours = shapely.from_wkt(footprint)
+        ours = shapely.make_valid(shapely.from_wkt(footprint))
         found = []
         for number in self._tree.query(ours, predicate="intersects"):
             other_id, other = self._placed[number]
             theirs = self._tree.geometries[number]
-            if shapely.intersection(ours, theirs).area >= _SAME_GROUND * shapely.union(ours, theirs).area:
+            whole = shapely.union(ours, theirs).area
+            if whole and shapely.intersection(ours, theirs).area >= _SAME_GROUND * whole:
                 found.append((other_id == scene_id, other.moment, other_id, other))
         if not found:
             return None

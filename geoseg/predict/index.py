@@ -88,8 +88,8 @@ def known_of(report: SceneReport, ref: SceneRef, run: RunSpec) -> Known:
         fingerprint=report.fingerprint,
         sources=tuple(store.redact(uri) for uri in ref.uris),
         made=run.made_from(versions),
-        seam_score=report.seam_score if "released" not in report.reasons else None,
-        classes=tuple(zip((one.name for one in run.description.classes), report.classes, strict=True)),
+        seam_score=report.seam_score if not report.is_released else None,
+        classes=tuple(zip((one.name for one in run.description.classes), report.classes, strict=False)),
         footprint=report.footprint,
         moment=report.moment,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from geoseg.predict.failure import Failure, attempt
@@ -47,6 +48,7 @@ class SceneReport:
     blend_error: float | None = None
     area_km2: float = 0.0
     novelty: float | None = None
+    is_released: bool = False
     thumbnail: str = ""
     moment: str = ""
     reasons: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
         seam_score=done.seam_score,
         blend_error=done.blend_error,
         novelty=done.novelty,
+        is_released=done.is_released,
         item_etag=store.bare(done.version),
     )
 
@@ -255,7 +258,8 @@ class Ledger:
         """The plan with the last mask of its ground, the scene's own before all others."""
         if plan.before is not None or self._before is None:
             return plan
-        return replace(plan, before=self._before(plan.scene.id, _footprint(plan)))
+        found = attempt(partial(self._before, plan.scene.id, _footprint(plan)), plan.scene.id, "finding its ground")
+        return plan if isinstance(found, Failure) else replace(plan, before=found)
 
     def settled(self, report: SceneReport) -> None:
         """A scene needs no windows."""
@@ -301,6 +305,7 @@ class Ledger:
                 seam_score=published.seam_score,
                 blend_error=published.blend_error,
                 novelty=published.novelty,
+                is_released=published.is_released,
                 area_km2=sum(published.classes) * plan.scene.grid.resolution_m**2 / 1e6,
                 item_etag=store.bare(published.version),
             )

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
-from geoseg.errors import NothingReadableError
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.publish import ITEM_NAME
-from geoseg.predict.record import RECORD_NAME, RUNS_FOLDER, read_record
+from geoseg.predict.record import RECORD_NAME, RUNS_FOLDER
 from geoseg.raster import store
 
 
@@ -50,12 +48,3 @@ def list_output(root: str) -> Output:
             case _:
                 pass
     return Output(root=root, items=items, beside=dict(beside), parts=dict(parts), runs=tuple(sorted(runs)))
-
-
-def last_record(output: Output) -> dict[str, Any]:
-    """The record of the last run on an output. Raises NothingReadableError when there is none."""
-    if not output.runs:
-        raise NothingReadableError(
-            f"{store.redact(output.root)}: no run has left a record there; check the output's name"
-        )
-    return read_record(output.root, output.runs[-1])

@@ -28,7 +28,7 @@ _TILES = ("published", "unchanged", "held", "refused", "failed", "gone", "remove
 _BAD = OUTCOMES[:3]
 _MOST_SHOWN, _MOST_ROWS, _MOST_IDS, _MOST_SLOW, _MOST_LINES = 15, 200, 8, 10, 30
 _LONGEST_SENTENCE, _LONGEST_JOB = 600, 20_000
-_KINDS = {"nightly": "Nightly run", "predict": "Prediction", "retry": "Retry", "release": "Release", "canary": "Canary"}
+_KINDS = {"nightly": "Nightly run", "predict": "Prediction", "retry": "Retry", "release": "Release"}
 _VERDICTS = {
     0: ("good", "All scenes stand"),
     1: ("some", "Some scenes were held back, refused or failed"),

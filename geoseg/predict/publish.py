@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 from PIL import Image
 
 from geoseg.errors import ConflictError, GeosegError, SceneChangedError, StoreError
@@ -109,7 +110,7 @@ def read_item(scene_id: str, uri: str, version: store.Version, body: bytes) -> S
     """The item of a scene from its bytes. Raises ConflictError when it is not geoseg's."""
     try:
         return _parse_item(scene_id, uri, version, json.loads(body))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
         raise ConflictError(f"{scene_id}: {store.redact(uri)} is not an item of geoseg's; move it away") from error
 
 

@@ -109,12 +109,14 @@ class RunReport:
     def next_steps(self) -> list[str]:
         """What a person may do now, a sentence each."""
         counts, out = self.counts, store.redact(self.out)
+        held = sum(scene.status == "held" and not scene.item for scene in self.scenes)
         remaining = sum(not scene.removed for scene in self.gone)
         steps = (
             (self.num_left, "left when a signal ended the run: the same command goes on from there"),
             (counts["failed"], f"failed: geoseg retry {out} tries them again, alone"),
             (counts["refused"], f"refused: mend what their causes say, then geoseg retry {out}"),
-            (counts["held"], f"held back: geoseg release {out} lists them, and publishes those that it is given"),
+            (held, f"held back: geoseg release {out} lists them, and publishes those that it is given"),
+            (counts["held"] - held, "whose masks stand lie above --max-seam-score: allow more, or change the settings"),
             (remaining, "lost their source: geoseg nightly JOB.toml --remove-gone removes what was published of them"),
         )
         return [f"{num} {'scene' if num == 1 else 'scenes'} {sentence}" for num, sentence in steps if num]

@@ -246,10 +246,10 @@ def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
 
 
 def footprint_text(geometry: dict[str, Any] | None) -> str:
-    """A footprint's geometry in few points, as WKT; "" for None."""
-    if geometry is None:
+    """A footprint's geometry in few points, as WKT; "" for none."""
+    whole = shape(geometry) if geometry is not None else None
+    if whole is None or whole.is_empty:
         return ""
-    whole = shape(geometry)
     west, south, east, north = whole.bounds
     return str(shapely.to_wkt(shapely.simplify(whole, _BRIEF * min(east - west, north - south)), rounding_precision=6))
 

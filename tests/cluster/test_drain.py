@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,12 @@ def test_what_is_complete_is_published_and_the_next_run_does_the_rest(number: in
     command = [sys.executable, "-m", "geoseg", "predict", str(tmp_path / "in"), "--out", str(out), "--bundle", bundle]
     command += ["--engine", "ray", "--workers", "2", "--window", "512", "--read", read]
     process = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     try:
         while len(list(out.glob("*/item.json"))) < wanted:

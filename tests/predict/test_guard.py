@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,68 @@ def test_predict_has_a_guard_where_its_job_has_one_and_retry_has_that_of_its_run
 def test_limits_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"guard\.max_change: max_change is a factor above 1, or 0 for none"):
         load_job(None, {"scenes": ["a.tif"], "out": "o", "guard": {"max_change": 0.5}})
+
+
+def test_a_release_hides_no_failure_and_a_record_of_before_is_read(bundle: Path, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    put(root, tmp_path, "one", town(2) * 0)
+    store.write(f"{root}/in/two.tif", b"no image")
+    first = night(root, bundle)
+    record = tmp_path / "out" / "_geoseg" / "runs" / first.run_id / "summary.json"
+    told = json.loads(record.read_text())
+    del told["job"]["guard"]
+    record.write_text(json.dumps(told))
+    again = night(root, bundle)
+    assert statuses(again) == {"one": "held", "two": "refused"}, "judged anew, for its limits are not known"
+    assert statuses(run_release(f"{root}/out", quiet=True)) == {"one": "published"}
+    status = output_status(f"{root}/out")
+    assert (status.held, status.refused, status.unfinished) == (0, 1, 0)
+    assert statuses(run_retry(f"{root}/out", quiet=True)) == {"two": "refused"}
+    assert night(root, bundle).counts == {"unchanged": 1, "refused": 1}
+
+
+def test_what_was_held_counts_no_more_once_its_source_is_as_it_was(bundle: Path, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    put(root, tmp_path, "one", town(1))
+    night(root, bundle)
+    good = (tmp_path / "in" / "one.tif").read_bytes()
+    put(root, tmp_path, "one", town(2) * 0)
+    assert statuses(night(root, bundle)) == {"one": "held"}
+    held = night(root, bundle)
+    assert (statuses(held), held.reasons, [scene.seconds for scene in held.scenes]) == ({"one": "held"}, {}, [0.0])
+    store.write(f"{root}/in/one.tif", good)
+    counts = night(root, bundle).counts
+    assert counts in ({"unchanged": 1}, {"published": 1}), "a folder tells versions by time"
+    assert output_status(f"{root}/out").held == 0
+    assert run_release(f"{root}/out", quiet=True) is None
+
+
+def test_a_mask_that_stands_above_a_new_limit_of_seams_is_told_and_nothing_to_release(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geoseg import nightly
+    from geoseg.predict import predictor
+
+    root = str(tmp_path)
+    put(root, tmp_path, "one", town(1))
+    night(root, bundle)
+    item = tmp_path / "out" / "one" / "item.json"
+    told = json.loads(item.read_text())
+    told["properties"]["geoseg:seam_score"] = 6.0
+    item.write_text(json.dumps(told))
+    original = nightly.make_run_spec
+
+    def limited(job: Job) -> Any:
+        run = original(job)
+        return replace(run, config=run.config.model_copy(update={"max_seam_score": 5.0}))
+
+    monkeypatch.setattr(nightly, "make_run_spec", limited)
+    monkeypatch.setattr(predictor, "tiling_to_run", lambda *_: None)  # else: such a network has no seams
+    report = night(root, bundle)
+    assert statuses(report) == {"one": "held"}
+    assert read_record(report.out, report.run_id)["counts"]["held"] == 1
+    assert "allow more" in "\n".join(report.next_steps())
+    assert run_release(f"{root}/out", quiet=True) is None, "it stands"
 
 
 @pytest.mark.ray
