@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,14 +36,17 @@ def test_what_is_complete_is_published_and_the_next_run_does_the_rest(number: in
     wanted = random.Random(seed).randrange(1, NUM // 2)
     command = [sys.executable, "-m", "geoseg", "predict", str(tmp_path / "in"), "--out", str(out), "--bundle", bundle]
     command += ["--engine", "ray", "--workers", "2", "--window", "512", "--read", read]
+    handler = signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # a child ignores what its parent does, as a shell's jobs may
     process = subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
+    signal.signal(signal.SIGINT, handler)
     try:
         while len(list(out.glob("*/item.json"))) < wanted:
             assert process.poll() is None, process.communicate()
