@@ -76,7 +76,7 @@ def test_each_way_is_drawn_equally_often() -> None:
 
 def test_what_is_drawn_next_does_not_depend_on_the_settings() -> None:
     after = []
-    for config in (AugmentConfig(), AugmentConfig(flips_and_turns=False), LIGHT):
+    for config in (AugmentConfig(), AugmentConfig(flips_and_turns=False, blur=1, noise=0.1), LIGHT):
         rng = np.random.default_rng(3)
         draw_augmentation(config, rng, 4)
         after.append(rng.bit_generator.state)
@@ -130,6 +130,58 @@ def test_light_is_that_of_a_pixel_alone() -> None:
     assert other.pixels_bkhw[~valid].isnan().all()
     assert torch.equal(other.valid, lit.valid)
     assert 0 <= lit.pixels_bkhw.min() < lit.pixels_bkhw.max() <= 255
+
+
+def test_a_blur_is_the_weighted_mean_of_what_is_valid() -> None:
+    before = chips(2, side=21)
+    one = Augmentation(gains=PLAIN, blur=1.3)
+    after = by(before, [one, Augmentation(gains=PLAIN)])
+    assert torch.equal(after.pixels_bkhw[1], before.pixels_bkhw[1].float())
+    assert torch.equal(after.labels_bhw, before.labels_bhw)
+    rows, cols = np.mgrid[-4:5, -4:5]
+    weights = np.exp(-0.5 * (rows**2 + cols**2) / 1.3**2)
+    for row, col in ((10, 10), (0, 0), (3, 20)):
+        pixels = np.pad(before.pixels_bkhw[0].numpy().astype(float), ((0, 0), (4, 4), (4, 4)))
+        valid = np.pad(before.valid[0].numpy(), 4)[row : row + 9, col : col + 9] * weights
+        wanted = (pixels[:, row : row + 9, col : col + 9] * valid).sum((1, 2)) / valid.sum()
+        got = after.pixels_bkhw[0, :, row, col].numpy()
+        if before.valid[0, row, col]:
+            assert got == pytest.approx(wanted, rel=1e-4)
+        else:
+            assert (got == before.pixels_bkhw[0, :, row, col].numpy()).all()
+    changed = Chips(before.pixels_bkhw.clone(), before.labels_bhw, before.valid)
+    changed.pixels_bkhw[:, :, 12, 12] = 255 - changed.pixels_bkhw[:, :, 12, 12]
+    hidden = before.valid.clone()
+    hidden[:, 12, 12] = False
+    results = [
+        by(Chips(each.pixels_bkhw, each.labels_bhw, hidden), [one, one]).pixels_bkhw for each in (before, changed)
+    ]
+    results[1][:, :, 12, 12] = results[0][:, :, 12, 12]
+    assert torch.equal(*results), "what is invalid has no say"
+
+
+def test_noise_has_its_size_and_follows_from_its_seed() -> None:
+    before = Chips(
+        torch.full((3, 3, 64, 64), 128), torch.zeros(3, 64, 64, dtype=torch.uint8), torch.ones(3, 64, 64).bool()
+    )
+    told = [Augmentation(gains=PLAIN, noise=noise, noise_seed=seed) for noise, seed in ((0.05, 1), (0.05, 2), (0.0, 3))]
+    once, again = by(before, told).pixels_bkhw, by(before, told).pixels_bkhw
+    assert torch.equal(once, again)
+    assert once[0].std().item() == pytest.approx(0.05 * 255, rel=0.05)
+    assert not torch.equal(once[0], once[1])
+    assert torch.equal(once[2], before.pixels_bkhw[2].float())
+    alone = by(Chips(before.pixels_bkhw[1:2], before.labels_bhw[1:2], before.valid[1:2]), told[1:2]).pixels_bkhw
+    assert torch.equal(alone[0], once[1]), "whatever else is in its batch"
+    assert by(before, [Augmentation(gains=PLAIN, noise=0.9)] * 3).pixels_bkhw.max() <= 255
+
+
+def test_half_of_the_chips_stay_sharp_and_half_without_noise() -> None:
+    config = AugmentConfig(blur=2.0, noise=0.1)
+    drawn = [draw_augmentation(config, np.random.default_rng(seed), 3) for seed in range(1000)]
+    for values, most in (([one.blur for one in drawn], 2.0), ([one.noise for one in drawn], 0.1)):
+        assert 450 < sum(value == 0 for value in values) < 550
+        assert 0.95 * most < max(values) <= most
+    assert len({one.noise_seed for one in drawn if one.noise}) == sum(one.noise > 0 for one in drawn)
 
 
 def test_all_dates_of_a_stack_have_one_light_and_one_turn() -> None:
