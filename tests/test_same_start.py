@@ -17,7 +17,7 @@ from geoseg.raster import store
 
 pytestmark = [pytest.mark.bucket, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-PROCESSES, ROUNDS, SCENES = 16, 20, 4
+PROCESSES, ROUNDS, SCENES = 16, 20, 16  # enough that one is at work until the slowest has asked
 
 
 def start(job: Path, log: Path, barrier: Any) -> None:
