@@ -26,7 +26,7 @@ from geoseg.raster.window import Window
 from geoseg.run_training import run_training
 from geoseg.train.codes import UNLABELLED, LabelCodes
 from geoseg.train.loop import Group
-from geoseg.training import Validation, keep_tables_in_threads, prepare
+from geoseg.training import Validation, keep_tables_in_threads, prepare, with_light
 
 
 def with_thresholds(folder: Path, *, building: float, road: float, temperature: float) -> Bundle:
@@ -187,7 +187,7 @@ def test_training_ends_with_a_calibrated_bundle(tmp_path: Path) -> None:
     assert report.scores == after
     assert any(line.startswith("fitted   temperature") for line in report.lines())
     not_fitted = run_training(training(folder, out, calibrate=False), warn=lambda _: None, quiet=True)
-    assert load_bundle(not_fitted.bundle) == plain
+    assert load_bundle(not_fitted.bundle) == with_light(prepared, plain)
     assert not not_fitted.thresholds
 
 
