@@ -35,7 +35,9 @@ class Ground:
     """Finds the latest mask of the same ground among those that stand when a run begins."""
 
     def __init__(self, masks: Mapping[str, Known]) -> None:
-        self._placed = [(scene_id, one) for scene_id, one in sorted(masks.items()) if one.classes and one.footprint]
+        placed = [(scene_id, one) for scene_id, one in masks.items() if one.classes and one.footprint]
+        self._placed = sorted(placed, key=lambda each: (each[1].moment, each[0]))
+        self._numbers = {scene_id: number for number, (scene_id, _) in enumerate(self._placed)}
         footprints = shapely.from_wkt([one.footprint for _, one in self._placed], on_invalid="ignore")
         self._tree = shapely.STRtree(shapely.make_valid(footprints))
 
@@ -44,14 +46,12 @@ class Ground:
         if not footprint:
             return None
         ours = shapely.make_valid(shapely.from_wkt(footprint))
-        found = []
-        for number in self._tree.query(ours, predicate="intersects"):
-            other_id, other = self._placed[number]
+        near = sorted(self._tree.query(ours).tolist(), reverse=True)  # of a place there may be masks of years
+        own = self._numbers.get(scene_id)
+        for number in [own, *near] if own in near else near:
             theirs = self._tree.geometries[number]
             whole = shapely.union(ours, theirs).area
             if whole and shapely.intersection(ours, theirs).area >= _SAME_GROUND * whole:
-                found.append((other_id == scene_id, other.moment, other_id, other))
-        if not found:
-            return None
-        _, _, other_id, other = max(found, key=lambda one: one[:3])
-        return MaskBefore(id=other_id, classes=other.classes)
+                other_id, other = self._placed[number]
+                return MaskBefore(id=other_id, classes=other.classes)
+        return None
