@@ -168,6 +168,8 @@ def explain_scene(out: str, scene: str) -> Why:
     if item is not None:
         sources = item.sources
         parts, verdict = _compare(item, records)
+        if outcomes and outcomes[0]["status"] == "held" and not outcomes[0]["item"]:
+            verdict = f"held back by run {outcomes[0]['run']}; the mask before it stands until geoseg release publishes this one"
     elif outcomes and not (lost and lost[0]["run"] > outcomes[0]["run"]):
         sources, parts = tuple(outcomes[0]["dates"] or [outcomes[0]["uri"]]), ()
         verdict = f"{outcomes[0]['status']} by the last run that met it; no item stands"

@@ -312,8 +312,10 @@ def test_a_changed_scene_is_held_against_its_own_mask_and_a_new_one_against_its_
     assert "of the mask that stands" in told["one"]
     assert "of the mask of one on the same ground" in told["next-year"]
     assert store.read(f"{root}/out/one/item.json") == item, "the old mask stays"
+    assert "held back by run" in explain_scene(f"{root}/out", "one").verdict
     assert statuses(run_release(f"{root}/out", quiet=True)) == {"next-year": "published", "one": "published"}
     assert store.read(f"{root}/out/one/item.json") != item
+    assert "would leave it as it is" in explain_scene(f"{root}/out", "one").verdict
 
 
 def test_predict_has_a_guard_where_its_job_has_one_and_retry_has_that_of_its_run(bundle: Path, tmp_path: Path) -> None:
