@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, StrictInt, StrictStr, field
 
 from geoseg.config import Section
 from geoseg.errors import ConfigError, LabelError, NotGeoTiffError, SceneError, StoreError
+from geoseg.pieces import connected
 from geoseg.raster import store
 from geoseg.raster.geotiff import GeoTiff, ReadOptions, describe
 from geoseg.raster.grid import Grid
@@ -27,7 +28,6 @@ from geoseg.raster.resample import Axis
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.raster.window import Window
 from geoseg.raster.work import Box, WorkGrid
-from geoseg.train.border import connected
 from geoseg.train.codes import UNLABELLED, LabelCodes
 from geoseg.train.vectors import LineWidth, PlacedShapes, VectorFile, find_vectors, load_features, place
 

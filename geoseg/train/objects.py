@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
+from geoseg.pieces import connected, roots
 from geoseg.raster.window import Window
-from geoseg.train.border import connected, roots
 from geoseg.train.codes import LabelCodes
 from geoseg.train.metrics import known_classes
 

@@ -38,7 +38,8 @@ from PIL import Image, ImageDraw
 
 from geoseg.model.normalize import Normalization
 from geoseg.model.unet import UNet
-from geoseg.train.border import balanced, border_weights, connected
+from geoseg.pieces import connected
+from geoseg.train.border import balanced, border_weights
 from geoseg.train.codes import UNLABELLED
 from geoseg.train.loss import CrossEntropy
 

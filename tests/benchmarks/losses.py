@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from geoseg.model.unet import UNet
-from geoseg.train.border import border_weights, connected, cut_touching
+from geoseg.pieces import connected
+from geoseg.train.border import border_weights, cut_touching
 from geoseg.train.codes import UNLABELLED
 from geoseg.train.loss import ClDice, CrossEntropy, Dice, Focal, Loss, Lovasz, Tversky
 

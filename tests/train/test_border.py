@@ -10,7 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from geoseg.errors import ConfigError
-from geoseg.train.border import balanced, border_weights, connected, cut_touching
+from geoseg.pieces import connected
+from geoseg.train.border import balanced, border_weights, cut_touching
 from geoseg.train.codes import UNLABELLED
 
 

@@ -12,10 +12,11 @@ import pytest
 import rasterio
 from kit.training import LABELS, labelled_scene, scenes, training
 
+from geoseg.pieces import connected
 from geoseg.raster.window import Window
 from geoseg.raster.work import near_work_grid, work_grid
 from geoseg.train.augment import AugmentConfig
-from geoseg.train.border import border_weights, connected
+from geoseg.train.border import border_weights
 from geoseg.train.chips import ChipDraw, ChipReader, Place, Sampler, TrainScene
 from geoseg.train.data import Found, find_scenes, hold_out, keep_table, measure_light, table_uri
 from geoseg.train.index import CellTable, count_cells

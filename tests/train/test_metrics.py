@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from shapely.geometry import box
 from shapely.ops import unary_union
 
+from geoseg.pieces import connected
 from geoseg.raster.window import Window
-from geoseg.train.border import connected
 from geoseg.train.codes import UNLABELLED, LabelCodes
 from geoseg.train.metrics import (
     BOUNDARY_PX,

@@ -1,0 +1,1 @@
+"""Masks in, polygons and a road graph out, in flat memory and whatever the cutting."""
