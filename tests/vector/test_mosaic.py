@@ -1,0 +1,120 @@
+"""Masks on one lattice are one raster, whatever scenes they were published in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from geoseg.raster.geotiff import ReadOptions, describe
+from geoseg.raster.scene import SceneRef
+from geoseg.raster.window import Window
+from geoseg.vector.mosaic import join_scenes, of_scene
+
+PIXEL = 0.6
+
+
+def published(folder, name, pixels, *, left, top, crs="EPSG:32640", pixel=PIXEL):
+    """A mask or probabilities (band, row, col) whose first pixel is at these pixels from the zero of the CRS, as a scene."""
+    bands, height, width = pixels.shape
+    path = folder / f"{name}.tif"
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        count=bands,
+        height=height,
+        width=width,
+        dtype="uint8",
+        crs=crs,
+        transform=Affine(pixel, 0, left * pixel, 0, -pixel, -top * pixel),
+        nodata=255,
+        tiled=True,
+        blockxsize=64,
+        blockysize=64,
+        sparse_ok=True,
+    ) as dataset:
+        dataset.write(pixels)
+    return describe(SceneRef(name, str(path)), ReadOptions())
+
+
+@pytest.fixture
+def ground():
+    """What lies on 300 x 400 pixels from row 1000, column 5000 on: classes 0 to 2 and no data."""
+    rng = np.random.default_rng(5)
+    return rng.choice(np.array([0, 1, 2, 255], np.uint8), (300, 400), p=[0.6, 0.2, 0.1, 0.1])
+
+
+def cut(folder, ground, name, rows, cols):
+    return published(folder, name, ground[None, slice(*rows), slice(*cols)], left=5000 + cols[0], top=1000 + rows[0])
+
+
+def whole(mosaic, values=(1,), *, shares=False):
+    return mosaic.read(Window(0, 0, mosaic.grid.width, mosaic.grid.height), values, shares=shares)
+
+
+def test_scenes_side_by_side_are_one_raster(tmp_path, ground):
+    spans = [((0, 130), (0, 400)), ((130, 300), (0, 171)), ((130, 300), (171, 400))]
+    scenes = [(cut(tmp_path, ground, f"s{place}", *span), None) for place, span in enumerate(spans)]
+    (mosaic,) = join_scenes(scenes[::-1])
+    assert mosaic.origin == (1000, 5000)
+    assert np.array_equal(whole(mosaic)[0], ground)
+    seen, _ = mosaic.read(Window(160, 120, 30, 25), (1,), shares=False)
+    assert np.array_equal(seen, ground[120:145, 160:190])
+    beyond, _ = mosaic.read(Window(-5, 290, 20, 20), (1,), shares=False)
+    assert np.array_equal(beyond[:10, 5:], ground[290:, :15])
+    assert (beyond[:, :5] == 255).all()
+    assert (beyond[10:] == 255).all()
+
+
+def test_where_scenes_overlap_the_first_that_has_data_counts(tmp_path, ground):
+    one = cut(tmp_path, ground, "one", (0, 200), (0, 400))
+    other = published(tmp_path, "other", np.full((1, 200, 400), 2, np.uint8), left=5000, top=1100)
+    (mosaic,) = join_scenes([(one, None), (other, None)])
+    expected = np.full((300, 400), 2, np.uint8)
+    expected[:200] = ground[:200]
+    expected[:200][(ground[:200] == 255) & (np.arange(200) >= 100)[:, None]] = 2
+    assert np.array_equal(whole(mosaic)[0], expected)
+    (swapped,) = join_scenes([(other, None), (one, None)])
+    assert (whole(swapped)[0][100:] == 2).all()
+
+
+def test_scenes_apart_or_on_other_lattices_stay_apart(tmp_path, ground):
+    near = cut(tmp_path, ground, "near", (0, 100), (0, 100))
+    far = cut(tmp_path, ground, "far", (0, 100), (101, 200))
+    shifted = published(tmp_path, "shifted", ground[None, :100, 100:200], left=5100.3, top=1000)
+    finer = published(tmp_path, "finer", ground[None, :100, 100:200], left=10200, top=2000, pixel=PIXEL / 2)
+    elsewhere = published(tmp_path, "elsewhere", ground[None, :100, 100:200], left=5100, top=1000, crs="EPSG:32641")
+    found = join_scenes([(one, None) for one in (near, far, shifted, finer, elsewhere)])
+    assert sorted(piece.mask.id for mosaic in found for piece in mosaic.pieces) == sorted(
+        ["near", "far", "shifted", "finer", "elsewhere"]
+    )
+    assert len(found) == 5
+    touching = cut(tmp_path, ground, "touching", (100, 120), (100, 101))
+    assert len(join_scenes([(near, None), (touching, None)])) == 1
+
+
+def test_probabilities_come_from_the_scene_whose_class_counts(tmp_path, ground):
+    masks = [cut(tmp_path, ground, "one", (0, 200), (0, 400)), cut(tmp_path, ground, "two", (100, 300), (0, 400))]
+    told = [
+        published(tmp_path, f"p{place}", np.full((3, 200, 400), 10 * place + 1, np.uint8), left=5000, top=top)
+        for place, top in ((1, 1000), (2, 1100))
+    ]
+    (mosaic,) = join_scenes(list(zip(masks, told, strict=True)))
+    assert mosaic.has_shares
+    mask_hw, shares_vhw = whole(mosaic, (1, 2), shares=True)
+    assert np.array_equal(mask_hw, ground)
+    assert shares_vhw.shape == (2, 300, 400)
+    assert set(np.unique(shares_vhw[:, :200])) <= {11, 255}
+    assert set(np.unique(shares_vhw[:, 200:])) <= {21, 255}
+    assert np.array_equal(shares_vhw[0] == 255, ground == 255)
+
+
+def test_a_window_without_data_is_none(tmp_path, ground):
+    blank = ground.copy()
+    blank[64:128, 64:128] = 255
+    scene = of_scene(cut(tmp_path, blank, "blank", (0, 300), (0, 400)), None)
+    assert scene.read(Window(64, 64, 64, 64), (1,), shares=False) is None
+    assert scene.read(Window(900, 900, 10, 10), (1,), shares=False) is None
+    assert scene.read(Window(63, 64, 64, 64), (1,), shares=False) is not None
