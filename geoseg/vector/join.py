@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import ConfigError
 from geoseg.pieces import roots
-from geoseg.vector.trace import Records, Strip, WindowShapes, records_around, touching_around
+from geoseg.vector.trace import NO_RECORDS, Records, Strip, WindowShapes, records_around, touching_around
 
 _NO_PART = np.zeros(0, np.int64)
 
@@ -40,8 +40,7 @@ class Groups:
     @classmethod
     def of(cls, some: Sequence[Groups]) -> Groups:
         """Several as one."""
-        nothing = Records(*(np.zeros(0, dtype) for dtype in (np.int32, np.int32, np.int32, np.uint8)))
-        empty = cls(nothing.kind, _NO_PART, _NO_PART, _NO_PART, _NO_PART, nothing)
+        empty = cls(NO_RECORDS.kind, _NO_PART, _NO_PART, _NO_PART, _NO_PART, NO_RECORDS)
         some = [empty, *some]
         before = np.cumsum([0, *(len(one) for one in some)])
         groups_before = np.cumsum([0, *(int(one.group.max(initial=-1)) + 1 for one in some)])
@@ -52,7 +51,9 @@ class Groups:
             known=np.concatenate([one.known for one in some]),
             group=np.concatenate([one.group + first for one, first in zip(some, groups_before, strict=False)]),
             records=Records(
-                np.concatenate([one.records.part + first for one, first in zip(some, before, strict=False)]).astype(np.int32),
+                np.concatenate([one.records.part + first for one, first in zip(some, before, strict=False)]).astype(
+                    np.int32
+                ),
                 np.concatenate([one.records.row for one in some]),
                 np.concatenate([one.records.col for one in some]),
                 np.concatenate([one.records.kind for one in some]),
@@ -93,7 +94,8 @@ class _Along:
     parts: NDArray[np.int64]
     groups: NDArray[np.int64]
 
-    def at(self, places: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    def at(self, places: NDArray[np.int64]) -> tuple[NDArray[np.integer], ...]:
+        """Value, part and group at places along the side."""
         run = np.searchsorted(self.starts, places, side="right") - 1
         return self.values[run], self.parts[run], self.groups[run]
 
@@ -107,7 +109,7 @@ class _Met:
     over: list[NDArray[np.int64]] = field(default_factory=list)
 
 
-def split_whole(part: WindowShapes, scene_shape: tuple[int, int], *, together: bool = True) -> tuple[Groups, WindowShapes]:
+def split_whole(part: WindowShapes, *, together: bool = True) -> tuple[Groups, WindowShapes]:
     """The groups that end inside the window, and the window without them, for whom the first need no joiner.
 
     ``together``: a component waits for all that touch it, by a side or a corner of pixels; else it is a group by itself.
@@ -165,7 +167,7 @@ class Joiner:
         """Take a window in; the groups that are whole by now. Raises ConfigError for one that is no new cell of the scene."""
         window = part.window
         self._num_pixels += window.height * window.width
-        whole, part = split_whole(part, self._shape, together=self._together)
+        whole, part = split_whole(part, together=self._together)
         sides = self._take_in(part)
         met = _Met()
         self._meet_sides(part, sides, met)
@@ -242,22 +244,25 @@ class Joiner:
                 self._sides[key] = side
                 continue
             if other.window == side.window:
-                raise ConfigError(f"the window at row {window.row_off}, column {window.col_off} was added before; add each once")
+                raise ConfigError(
+                    f"the window at row {window.row_off}, column {window.col_off} was added before; add each once"
+                )
             before, after = (other, side) if place in (0, 1) else (side, other)
-            met.over += [np.unique(before.groups), np.unique(after.groups)]
             if before.values.any() or after.values.any():
+                met.over += [np.unique(before.groups), np.unique(after.groups)]
                 _compare(before, after, key, met)
 
     def _meet_corners(self, part: WindowShapes, sides: list[_Along | None], met: _Met) -> None:
         window = part.window
         top, left, bottom, right = sides
         # The slot of the vertex that the window's pixel fills, and a side that begins (0) or ends (-1) with that pixel.
-        for slot, row, col, one, other in (
+        corners: Sequence[tuple[int, int, int, tuple[_Along | None, int], tuple[_Along | None, int]]] = (
             (3, window.row_off, window.col_off, (top, 0), (left, 0)),
             (2, window.row_off, window.col_end, (top, -1), (right, 0)),
             (1, window.row_end, window.col_off, (bottom, 0), (left, -1)),
             (0, window.row_end, window.col_end, (bottom, -1), (right, -1)),
-        ):
+        )
+        for slot, row, col, one, other in corners:
             side, at = one if one[0] is not None else other
             if side is None:
                 continue
@@ -274,6 +279,8 @@ class Joiner:
 
     def _settle(self, met: _Met) -> list[_Waiting]:
         """Bring together what hangs together, give it its records, and end what waits for nothing more."""
+        if not (met.vertices or met.beside or met.over):
+            return []
         no_vertex, none = np.zeros((4, 0), np.int64), np.zeros((6, 0), np.int64)
         beside = np.concatenate([none, *(np.stack(some) for some in met.beside)], axis=1)
         same = beside[0] == beside[1]
@@ -290,10 +297,13 @@ class Joiner:
             self._waiting[self._root(group)].records.append(some)
         for group, some in _by_group(beside[4, same], beside[2:4, same].T):
             self._waiting[self._root(group)].joined.append(some)
+        over = np.concatenate([_NO_PART, *met.over])
+        return self._end(over[over >= 0].tolist())
+
+    def _end(self, over: Sequence[int]) -> list[_Waiting]:
+        """End a wait of each of these groups; those that wait for nothing more."""
         ended: list[_Waiting] = []
-        for group in np.concatenate([_NO_PART, *met.over]).tolist():
-            if group < 0:
-                continue
+        for group in over:
             root = self._root(group)
             waiting = self._waiting[root]
             waiting.waits -= 1
@@ -324,7 +334,8 @@ class Joiner:
 
         def place_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
             which = order[np.searchsorted(sorted_firsts, numbers, side="right") - 1]
-            return numbers - firsts[which] + places[which]
+            found: NDArray[np.int64] = numbers - firsts[which] + places[which]
+            return found
 
         table = np.concatenate([table for _, _, table, _ in pieces])
         joined = place_of(np.concatenate([np.zeros((0, 2), np.int64), *(some for one in ended for some in one.joined)]))
@@ -365,15 +376,15 @@ def _compare(before: _Along, after: _Along, key: tuple[str, int, int, int], met:
     """The runs of two windows side by side, and the vertices between them, into ``met``."""
     along, line, offset, _ = key
     places = np.union1d(before.starts, after.starts)
-    one, other = before.at(places), after.at(places)
-    both = np.flatnonzero((one[0] > 0) & (other[0] > 0))
-    met.beside.append(tuple(some[both].astype(np.int64) for pair in zip(one, other, strict=True) for some in pair))
+    pairs = list(zip(before.at(places), after.at(places), strict=True))
+    both = np.flatnonzero((pairs[0][0] > 0) & (pairs[0][1] > 0))
+    met.beside.append(tuple(some[both].astype(np.int64) for pair in pairs for some in pair))
     at, lines = places[1:] + offset, np.full(len(places) - 1, line)
-    values, parts, groups = (
-        np.stack([a[:-1], b[:-1], a[1:], b[1:]] if along == "column" else [a[:-1], a[1:], b[:-1], b[1:]])
-        for a, b in zip(one, other, strict=True)
+    is_column = along == "column"
+    around = (
+        np.stack([a[:-1], b[:-1], a[1:], b[1:]] if is_column else [a[:-1], a[1:], b[:-1], b[1:]]) for a, b in pairs
     )
-    met.vertices.append((values, parts, groups, *((at, lines) if along == "column" else (lines, at))))
+    met.vertices.append((*around, *((at, lines) if is_column else (lines, at))))
 
 
 def _by_group(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:

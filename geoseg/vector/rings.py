@@ -7,6 +7,7 @@ each to the next, and the rings are the cycles. No collinear vertex is left but 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,8 @@ class Rings:
 def link_rings(records: Records, num: int, *, straight: bool) -> Rings:
     """The rings of ``num`` components; ``straight``: with the vertices at which others meet along a side."""
     kept = np.flatnonzero(straight | (records.kind < STRAIGHT_DOWN))
-    part, row, col, kind = (some[kept] for some in (records.part, records.row, records.col, records.kind))
-    order = _order(part, row, col, np.zeros(len(part), np.int8))
-    part, row, col, kind = part[order], row[order], col[order], kind[order]
+    order = kept[_order(records.part[kept], records.row[kept], records.col[kept], np.zeros(len(kept), np.int8))]
+    part, row, col, kind = records.part[order], records.row[order], records.col[order], records.kind[order]
     following = _follow(part, row, col, kind)
 
     # A component's first record begins its exterior. What is left then are holes, if any.
@@ -144,9 +144,10 @@ def _walk(following: NDArray[np.intp], starts: NDArray[np.intp]) -> tuple[NDArra
             lengths[ring[~goes_on]] = len(steps)
             ring, at = ring[goes_on], at[goes_on]
     tails: list[tuple[int, NDArray[np.intp]]] = []
-    next_half = memoryview(following)
+    next_half: Any = memoryview(following)  # type: ignore[arg-type]
     for one, place in zip(ring.tolist(), at.tolist(), strict=True):
-        start, here, tail = int(starts[one]), place, []
+        start, here = int(starts[one]), place
+        tail: list[int] = []
         while here != start or not (steps or tail):
             tail.append(here)
             here = next_half[here]

@@ -54,6 +54,9 @@ class Records:
         return Records(part.astype(np.int32), self.row[which], self.col[which], self.kind[which])
 
 
+NO_RECORDS = Records(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint8))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowShapes:
     """The parts of components in a window; it travels between processes.
@@ -78,9 +81,9 @@ class WindowShapes:
     @classmethod
     def nothing(cls, window: Window) -> WindowShapes:
         """A window without a pixel of the classes asked for."""
-        none, long, whole = np.zeros(0, np.int32), np.zeros(0, np.int64), Strip(np.zeros(1, np.int32), np.full(1, -1, np.int32))
-        records = Records(none, none, none, none.astype(np.uint8))
-        return cls(window, records.kind, long, long, long, none.reshape(0, 2), records, (whole, whole, whole, whole))
+        none, whole = np.zeros(0, np.int64), Strip(np.zeros(1, np.int32), np.full(1, -1, np.int32))
+        pairs = np.zeros((0, 2), np.int32)
+        return cls(window, NO_RECORDS.kind, none, none, none, pairs, NO_RECORDS, (whole, whole, whole, whole))
 
 
 def trace_window(
@@ -96,14 +99,13 @@ def trace_window(
     steps of 1/254, 255 for none, or None if there are no probabilities. Raises ConfigError for other shapes and values.
     """
     _check(mask_hw, window, scene_shape, values, shares_vhw)
-    ends = (window.row_off == 0, window.col_off == 0, window.row_end == scene_shape[0], window.col_end == scene_shape[1])
-    wanted = np.zeros(256, np.uint8)
-    wanted[list(values)] = values
     # A frame of ground around the window keeps its rows apart and stands for what lies outside the scene.
     framed_hw = np.zeros((window.height + 2, window.width + 2), np.uint8)
-    framed_hw[1:-1, 1:-1] = wanted[mask_hw]
+    for value in values:
+        framed_hw[1:-1, 1:-1] |= (mask_hw == value) * np.uint8(value)
     flat, pitch = framed_hw.reshape(-1), window.width + 2
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    across = flat[1:] != flat[:-1]
+    changes = np.flatnonzero(across) + 1
     if not len(changes):
         return WindowShapes.nothing(window)
     starts, stops = changes[flat[changes] != 0], changes[flat[changes - 1] != 0]
@@ -114,22 +116,19 @@ def trace_window(
         runs = np.maximum(np.searchsorted(starts, places, side="right") - 1, 0)
         return np.where(flat[places] > 0, part_of_run[runs], -1).astype(np.int32)
 
-    value = np.zeros(num, np.uint8)
-    value[part_of_run] = flat[starts]
-    shares, known = _sum_shares(shares_vhw, values, (starts, stops, part_of_run), flat, num)
-    # Vertex (i, j) of the frame has the pixels (i, j) to (i + 1, j + 1) around it.
-    first_row, first_col = int(not ends[0]), int(not ends[1])
-    end_row, end_col = window.height + int(ends[2]), window.width + int(ends[3])
-    records, touching = _look_around(framed_hw, (first_row, first_col, end_row, end_col), parts_at)
+    value_of = np.zeros(num, np.uint8)
+    value_of[part_of_run] = flat[starts]
+    shares, known = _sum_shares(mask_hw, shares_vhw, values, (stops - starts, part_of_run, flat[starts]))
+    records, touching = _look_around(framed_hw, across, _own_vertices(window, scene_shape), parts_at)
     return WindowShapes(
         window=window,
-        value=value,
+        value=value_of,
         pixels=_summed(part_of_run, stops - starts, num),
         shares=shares,
         known=known,
         touching=touching,
         records=Records(records.part, records.row + window.row_off, records.col + window.col_off, records.kind),
-        sides=_strips(flat, pitch, window, ends, parts_at),
+        sides=_strips(flat, pitch, window, scene_shape, parts_at),
     )
 
 
@@ -210,50 +209,60 @@ def _summed(where: NDArray[np.intp], what: NDArray[np.integer], num: int) -> NDA
 
 
 def _sum_shares(
+    mask_hw: NDArray[np.uint8],
     shares_vhw: NDArray[np.uint8] | None,
     values: Sequence[int],
-    runs: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]],
-    flat: NDArray[np.uint8],
-    num: int,
+    runs: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.uint8]],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each of ``num`` parts the sum of the shares of its class over its pixels, and how many of these have one."""
-    starts, stops, part_of_run = runs
+    """For each part the sum of the shares of its class over its pixels, and how many of these have one.
+
+    ``runs`` are their lengths, parts and values, in the order of the pixels.
+    """
+    lengths, part_of_run, value_of_run = runs
+    num = int(part_of_run.max()) + 1
     shares, known = np.zeros(num, np.int64), np.zeros(num, np.int64)
     if shares_vhw is None:
         return shares, known
-    _, height, width = shares_vhw.shape
     for value, shares_hw in zip(values, shares_vhw, strict=True):
-        mine = np.flatnonzero(flat[starts] == value)
+        mine = np.flatnonzero(value_of_run == value)
         if not len(mine):
             continue
-        framed = np.full((height + 2, width + 2), NO_SHARE, np.uint8)
-        framed[1:-1, 1:-1] = shares_hw
-        has_one = framed.reshape(-1) != NO_SHARE
-        for total, what in ((shares, framed.reshape(-1) * has_one), (known, has_one)):
-            # Sums up to a place wrap at 2^32; a run's own sum is far below it.
-            up_to = np.cumsum(what, dtype=np.uint32)
-            np.add.at(total, part_of_run[mine], up_to[stops[mine] - 1] - up_to[starts[mine] - 1])
+        first = np.cumsum(lengths[mine]) - lengths[mine]
+        along = shares_hw[mask_hw == value]
+        has_one = along != NO_SHARE
+        np.add.at(shares, part_of_run[mine], np.add.reduceat(along * has_one, first, dtype=np.int64))
+        np.add.at(known, part_of_run[mine], np.add.reduceat(has_one, first, dtype=np.int64))
     return shares, known
 
 
+def _own_vertices(window: Window, scene_shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """First row and column, end row and column of the vertices that no other window shares, counted from the window's corner."""
+    return (
+        int(window.row_off > 0),
+        int(window.col_off > 0),
+        window.height + int(window.row_end == scene_shape[0]),
+        window.width + int(window.col_end == scene_shape[1]),
+    )
+
+
 def _look_around(
-    framed_hw: NDArray[np.uint8], vertices: tuple[int, int, int, int], parts_at: PartsAt
+    framed_hw: NDArray[np.uint8], across: NDArray[np.bool_], own: tuple[int, int, int, int], parts_at: PartsAt
 ) -> tuple[Records, NDArray[np.int32]]:
-    """The records at the vertices from row and column to row and column of the frame, and the parts that touch there."""
-    row, col, end_row, end_col = vertices
-    block = framed_hw[row : end_row + 1, col : end_col + 1]
-    down, across = block[1:] != block[:-1], block[:, 1:] != block[:, :-1]
-    # An outline goes straight through where neither of two opposite sides is one, or has nothing to say.
-    rows, cols = np.nonzero((down[:, 1:] | down[:, :-1]) & (across[1:] | across[:-1]))
+    """The records at the window's ``own`` vertices, and the parts that touch there; ``across``: where pixels in a row differ."""
     pitch = framed_hw.shape[1]
     flat = framed_hw.reshape(-1)
-    places_sn = (rows + row) * pitch + cols + col + np.array([[0], [1], [pitch], [pitch + 1]])
+    down = flat[pitch:] != flat[:-pitch]
+    # An outline goes straight through a vertex where no pixels differ on either of two opposite sides.
+    rows, cols = np.divmod(np.flatnonzero((down[1:] | down[:-1]) & (across[pitch:] | across[:-pitch])), pitch)
+    inside = (rows >= own[0]) & (cols >= own[1]) & (rows < own[2]) & (cols < own[3])
+    rows, cols = rows[inside], cols[inside]
+    places_sn = rows * pitch + cols + np.array([[0], [1], [pitch], [pitch + 1]])
     values_sn = flat[places_sn]
     slot, vertex, kind = records_around(values_sn)
     records = Records(
         parts_at(places_sn[slot, vertex]),
-        (rows[vertex] + row).astype(np.int32),
-        (cols[vertex] + col).astype(np.int32),
+        rows[vertex].astype(np.int32),
+        cols[vertex].astype(np.int32),
         kind,
     )
     a, b, c, d = values_sn
@@ -265,15 +274,16 @@ def _look_around(
 
 
 def _strips(
-    flat: NDArray[np.uint8], pitch: int, window: Window, ends: tuple[bool, bool, bool, bool], parts_at: PartsAt
+    flat: NDArray[np.uint8], pitch: int, window: Window, scene_shape: tuple[int, int], parts_at: PartsAt
 ) -> tuple[Strip, Strip, Strip, Strip]:
+    ends = window.row_off == 0, window.col_off == 0, window.row_end == scene_shape[0], window.col_end == scene_shape[1]
     across, down = np.arange(window.width), np.arange(window.height) * pitch
     last_row, last_col = (window.height - 1) * pitch, window.width - 1
-    made = [
+    top, left, bottom, right = (
         Strip(np.zeros(0, np.int32), np.zeros(0, np.int32)) if is_end else _strip(flat, places + pitch + 1, parts_at)
         for is_end, places in zip(ends, (across, down, across + last_row, down + last_col), strict=True)
-    ]
-    return made[0], made[1], made[2], made[3]
+    )
+    return top, left, bottom, right
 
 
 def _strip(flat: NDArray[np.uint8], places: NDArray[np.intp], parts_at: PartsAt) -> Strip:
