@@ -32,6 +32,7 @@ from geoseg.vector.skeleton import HALF_STEPS, UNKNOWN
 _LOOK_BACK = 10  # pixels from which an end has its direction, or four half widths
 _WAY_ROUND = 3  # a gap is none if the way round is not longer than so many times its length
 _TO_A_SIDE = 1.25  # an end as near as this is rather joined to than the side of a line
+_ENDS_AT_ONCE = 1024
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 
@@ -51,7 +52,7 @@ class Limits:
 def mended(graph: Graph, limits: Limits) -> Graph:
     """The graph without short spurs, with gaps closed, crossings put together, and pieces that are too short left out."""
     graph = pruned(graph, limits)
-    graph = dissolved(with_gaps_closed(graph, limits))
+    graph = pruned(dissolved(with_gaps_closed(graph, limits)), limits)
     graph = dissolved(with_crossings_merged(graph, limits))
     return dissolved(without_crumbs(graph, limits))
 
@@ -90,13 +91,18 @@ def with_crossings_merged(graph: Graph, limits: Limits) -> Graph:
 
 def without_crumbs(graph: Graph, limits: Limits) -> Graph:
     """The graph without pieces whose lines together are shorter than ``min_length_m``."""
+    total_m = _piece_lengths(graph, limits)
+    return take_edges(graph, np.flatnonzero(total_m[graph.ends[:, 0]] >= limits.min_length_m))
+
+
+def _piece_lengths(graph: Graph, limits: Limits) -> _Floats:
+    """For each node the length of all lines of the piece of the network to which it belongs."""
     num = len(graph.keys)
     ones = np.ones(len(graph.ends), np.bool_)
     links = coo_array((ones, (graph.ends[:, 0], graph.ends[:, 1])), shape=(num, num))
     _, piece = connected_components(links, directed=False) if num else (0, np.zeros(0, np.int64))
-    of_edge = piece[graph.ends[:, 0]]
-    total = np.bincount(of_edge, edge_lengths(graph, limits.step_m))
-    return take_edges(graph, np.flatnonzero(total[of_edge] >= limits.min_length_m))
+    total_m: _Floats = np.bincount(piece[graph.ends[:, 0]], edge_lengths(graph, limits.step_m), num).astype(np.float64)
+    return total_m[piece]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,9 +127,10 @@ class _Gaps:
 def with_gaps_closed(graph: Graph, limits: Limits) -> Graph:
     """The graph with lines from dead ends on over gaps, to other dead ends or to the sides of lines, which are cut there.
 
-    A gap counts from edge to edge of the mask, that is without the half widths at both ends. The shortest is closed first; a side
-    counts as 1.25 times as far. A dead end is joined once, and never to where it can be reached from by a way round
-    of less than three times the gap.
+    A gap counts from edge to edge of the mask, that is without the half widths at both ends (as far as these are below
+    ``max_gap_m``). The shortest is closed first; a side
+    counts as 1.25 times as far. A dead end is joined once, never to where it can be reached from by a way round of less than
+    three times the gap, and not if all of its piece of the network is shorter than the gap.
     """
     dead = np.flatnonzero(graph.degree == 1)
     if not len(dead) or not limits.max_gap_m:
@@ -150,32 +157,39 @@ def with_gaps_closed(graph: Graph, limits: Limits) -> Graph:
 
 
 def _possible(graph: Graph, dead: _Ints, pixels: _Pixels, node: _Ints, limits: Limits) -> _Gaps:
-    half_m = pixels.pixel["half"] * (limits.pixel_m / HALF_STEPS)
+    """The ways from dead ends that keep to the limits, from those that cost least on."""
     at = np.full(len(graph.keys), -1, np.int64)  # of a dead end, its one place among the pixels
     at[node[node >= 0]] = np.flatnonzero(node >= 0)
     end = at[dead]
-    reach_m = limits.max_gap_m + 2 * float(half_m[pixels.pixel["value"] != UNKNOWN].max(initial=0))
-    near = _near(pixels.xy_m, pixels.xy_m[end], reach_m)
-    found = cKDTree(pixels.xy_m[near]).query_ball_point(pixels.xy_m[end], reach_m, return_sorted=True)
-    counts = np.array([len(one) for one in found])
-    start = np.repeat(np.arange(len(dead)), counts)
-    target = near[np.concatenate([np.asarray(one, np.int64) for one in found])]
-
-    over_m = pixels.xy_m[target] - pixels.xy_m[end[start]]
-    far_m = np.hypot(over_m[:, 0], over_m[:, 1])
+    long_enough_m = _piece_lengths(graph, limits)[dead]
+    half_m = np.minimum(pixels.pixel["half"] * (limits.pixel_m / HALF_STEPS), limits.max_gap_m)
+    reach_m = limits.max_gap_m + half_m[end] + float(half_m.max())
+    near = _near(pixels.xy_m, pixels.xy_m[end], float(reach_m.max()))
+    tree = cKDTree(pixels.xy_m[near])
     ahead = _ahead(pixels, end)
-    is_end = (node[target] >= 0) & (graph.degree[node[target]] == 1)
-    target_ahead = np.zeros((len(target), 2))
-    place_in_dead = np.searchsorted(dead, node[target[is_end]])
-    target_ahead[is_end] = ahead[place_in_dead]
     least = np.cos(np.radians(limits.max_gap_angle_deg))
-    faces = is_end & ((target_ahead * -over_m).sum(axis=1) >= least * far_m)
-    ok = (far_m > 0) & ((ahead[start] * over_m).sum(axis=1) >= least * far_m)
-    ok &= far_m - half_m[end[start]] - half_m[target] <= limits.max_gap_m
-    ok &= _way_round(graph, pixels, end[start], target) * limits.pixel_m > _WAY_ROUND * far_m
-    cost = far_m * np.where(faces, 1, _TO_A_SIDE)
-    start, target, cost = start[ok], target[ok], cost[ok]
-    order = np.lexsort((path_keys(pixels.pixel)[target], start, cost))
+    starts, targets, costs = [], [], []
+    for first in range(0, len(dead), _ENDS_AT_ONCE):
+        some = np.arange(first, min(first + _ENDS_AT_ONCE, len(dead)))
+        found = tree.query_ball_point(pixels.xy_m[end[some]], reach_m[some], return_sorted=True)
+        start = np.repeat(some, [len(one) for one in found])
+        target = near[np.concatenate([np.asarray(one, np.int64) for one in found])]
+        over_m = pixels.xy_m[target] - pixels.xy_m[end[start]]
+        far_m = np.hypot(over_m[:, 0], over_m[:, 1])
+        ok = (far_m > 0) & ((ahead[start] * over_m).sum(axis=1) >= least * far_m) & (long_enough_m[start] >= far_m)
+        ok &= far_m - half_m[end[start]] - half_m[target] <= limits.max_gap_m
+        start, target, over_m, far_m = start[ok], target[ok], over_m[ok], far_m[ok]
+        ok = _way_round(graph, pixels, end[start], target) * limits.pixel_m > _WAY_ROUND * far_m
+        start, target, over_m, far_m = start[ok], target[ok], over_m[ok], far_m[ok]
+        is_end = (node[target] >= 0) & (graph.degree[node[target]] == 1)
+        target_ahead = np.zeros((len(target), 2))
+        target_ahead[is_end] = ahead[np.searchsorted(dead, node[target[is_end]])]
+        faces = is_end & ((target_ahead * -over_m).sum(axis=1) >= least * far_m)
+        starts.append(start)
+        targets.append(target)
+        costs.append(far_m * np.where(faces, 1, _TO_A_SIDE))
+    start, target, cost = np.concatenate(starts), np.concatenate(targets), np.concatenate(costs)
+    order = np.lexsort((path_keys(pixels.pixel[target]), start, cost))
     return _Gaps(dead[start[order]], target[order])
 
 

@@ -201,7 +201,7 @@ def trace_roads(
     own = graph.has_pixel
     measured = np.zeros(len(graph.keys), PIXEL)
     at = at[0][own], at[1][own]
-    distance = np.minimum(thinned.distance_hw[at], reach.half_width)
+    distance = np.sqrt(np.minimum(thinned.square_hw[at], reach.half_width**2))
     measured["row"][own], measured["col"][own] = row[own], col[own]
     measured["half"][own] = np.rint((distance - _TO_EDGE) * HALF_STEPS)
     measured["share"][own] = shares_hw[at] if shares_hw is not None else UNKNOWN

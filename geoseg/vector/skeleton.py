@@ -121,14 +121,14 @@ def thin(road_hw: NDArray[np.bool_], fixed_hw: NDArray[np.bool_], rounds: int) -
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thinned:
-    """Centre lines, the cores of wide areas, both (h, w), and the distance (h, w) in pixels, float64, to what is no road.
+    """Centre lines, the cores of wide areas, both (h, w), and the squared distance (h, w), int32, to the next pixel without road.
 
     Distances above the reach's half width say no more than that.
     """
 
     lines_hw: NDArray[np.bool_]
     core_hw: NDArray[np.bool_]
-    distance_hw: NDArray[np.float64]
+    square_hw: NDArray[np.int32]
 
 
 def thin_window(mask_hw: NDArray[np.uint8], values: tuple[int, ...], reach: Reach) -> Thinned | None:
@@ -143,17 +143,18 @@ def thin_window(mask_hw: NDArray[np.uint8], values: tuple[int, ...], reach: Reac
         return None
     unknown_hw = mask_hw == UNKNOWN
     road_hw = filled(road_hw, unknown_hw, reach.hole)
-    distance_hw = _distance(road_hw, reach)
-    core_hw = distance_hw > reach.half_width
+    square_hw = _square_distance(road_hw, reach)
+    core_hw = square_hw > reach.half_width**2
     fixed_hw = core_hw | road_ends(road_hw, unknown_hw, reach.end)
-    return Thinned(thin(road_hw, fixed_hw, reach.rounds) & ~core_hw, core_hw, distance_hw)
+    return Thinned(thin(road_hw, fixed_hw, reach.rounds) & ~core_hw, core_hw, square_hw)
 
 
 def is_road(mask_hw: NDArray[np.uint8], values: tuple[int, ...]) -> NDArray[np.bool_]:
     """Where the mask has one of the values."""
-    table = np.zeros(256, np.bool_)
-    table[list(values)] = True
-    return table[mask_hw]
+    road_hw = mask_hw == values[0]
+    for value in values[1:]:
+        road_hw |= mask_hw == value
+    return road_hw
 
 
 def filled(road_hw: NDArray[np.bool_], unknown_hw: NDArray[np.bool_], hole: int) -> NDArray[np.bool_]:
@@ -176,12 +177,15 @@ def filled(road_hw: NDArray[np.bool_], unknown_hw: NDArray[np.bool_], hole: int)
     return filled_hw
 
 
-def _distance(road_hw: NDArray[np.bool_], reach: Reach) -> NDArray[np.float64]:
-    """Distance of each road pixel to the next pixel that is no road (centre to centre); of one without any, more than all."""
+def _square_distance(road_hw: NDArray[np.bool_], reach: Reach) -> NDArray[np.int32]:
+    """Squared distance of each pixel to the next that is no road (centre to centre); of one without any, more than all."""
     if road_hw.all():
-        return np.full(road_hw.shape, reach.half_width + 1.0)
-    distance_hw: NDArray[np.float64] = ndimage.distance_transform_edt(road_hw)
-    return distance_hw
+        return np.full(road_hw.shape, (reach.half_width + 1) ** 2, np.int32)
+    next_hw = ndimage.distance_transform_edt(road_hw, return_distances=False, return_indices=True)
+    square_hw = np.zeros(road_hw.shape, np.int32)
+    row, col = np.nonzero(road_hw)
+    square_hw[row, col] = (next_hw[0, row, col] - row) ** 2 + (next_hw[1, row, col] - col) ** 2
+    return square_hw
 
 
 def road_ends(road_hw: NDArray[np.bool_], unknown_hw: NDArray[np.bool_], end: int) -> NDArray[np.bool_]:
