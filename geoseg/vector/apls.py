@@ -52,8 +52,9 @@ class _Points:
 def apls(truth: RoadGraphGeometry, proposal: RoadGraphGeometry) -> Apls:
     """How alike the shortest paths of two graphs are; 1 for graphs without a difference, 0 where one of them has no roads.
 
-    Control points are the nodes and points at equal distances of at most 50 m along the lines between them; they snap to the nearest
-    point of the other graph up to 4 m away. Where neither graph has roads there is nothing to compare, and all is NaN.
+    Control points are the nodes and points at equal distances of at most 50 m along the lines between them; they snap to the
+    nearest point of the other graph up to 4 m away. Where neither graph has roads there is nothing to compare, and all is
+    NaN.
     """
     if not len(truth.lines) and not len(proposal.lines):
         return Apls(math.nan, math.nan, math.nan)

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from geoseg.vector.skeleton import nearest_to_centroid
 
-PIXEL = np.dtype([("row", "<i4"), ("col", "<i4"), ("half", "<u2"), ("share", "u1"), ("value", "u1")])
+PIXEL = np.dtype([("row", "<i4"), ("col", "<i4"), ("half", "<u2"), ("share", "u1"), ("value", "u1"), ("at_edge", "?")])
 _TINY_LOOP = 4
 _Ints = NDArray[np.int64]
 
@@ -28,7 +28,8 @@ class Graph:
     ``keys`` (node) int64, rising: where the node lies, see ``key_of``; ``pixels`` (node) PIXEL: its own pixel, if it has one.
     ``ends`` (edge, 2) places of nodes. The path of edge i, from its first to its second end, is
     ``path[offsets[i] : offsets[i + 1]]``, PIXEL: row and column, half width in 1/64 pixel, probability in steps of 1/254, and the
-    value in the mask. Memory follows the length of the roads: 12 bytes per pixel of line.
+    value in the mask, 255 for one that was made up to close a gap or to cross a wide area; and whether it is the last pixel of a
+    road that leaves the scene. Memory follows the length of the roads: 13 bytes per pixel of line.
     """
 
     keys: _Ints
@@ -277,9 +278,9 @@ def _with_low_rings(graph: Graph) -> Graph:
 
 
 def merged(graph: Graph, edges: NDArray[np.bool_]) -> Graph:
-    """The graph with the nodes at both ends of these edges made one: at the pixel nearest to the centroid of all of them.
+    """The graph with the nodes at both ends of these edges made one, at their or the edges' pixel nearest to the centroid of all.
 
-    The edges go; so do others that thereby become loops of a few pixels.
+    The edges go; so do others that thereby become loops of a few pixels. All the nodes have pixels.
     """
     if not edges.any():
         return graph
@@ -287,16 +288,19 @@ def merged(graph: Graph, edges: NDArray[np.bool_]) -> Graph:
     num = len(graph.keys)
     links = coo_array((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(num, num))
     _, group = connected_components(links, directed=False)
-    row, col = place_of(graph.keys)
-    middle = nearest_to_centroid(row, col, group)[group]
+    gone = take_edges(graph, np.flatnonzero(edges))
+    pool = np.concatenate([graph.pixels, gone.path])
+    pool_group = np.concatenate([group, np.repeat(group[gone.ends[:, 0]], np.diff(gone.offsets))])
+    middle = nearest_to_centroid(pool["row"], pool["col"], pool_group)[group]
     widest = np.zeros(num, np.uint16)
-    np.maximum.at(widest, group, graph.pixels["half"])
-    pixels = graph.pixels.copy()
-    pixels["half"] = widest[group]
-    ends = middle[graph.ends]
-    stays = ~edges & ~((ends[:, 0] == ends[:, 1]) & (np.diff(graph.offsets) <= _TINY_LOOP))
-    whole = Graph(graph.keys, pixels, ends, graph.offsets, graph.path)
-    return in_order(take_edges(whole, np.flatnonzero(stays)))
+    np.maximum.at(widest, pool_group, pool["half"])
+    is_merged = np.isin(group, group[pairs])
+    keys = np.where(is_merged, path_keys(pool[middle]), graph.keys)
+    pixels = np.where(is_merged, pool[middle], graph.pixels)
+    pixels["half"] = np.where(is_merged, widest[group], pixels["half"])
+    is_tiny = (group[graph.ends[:, 0]] == group[graph.ends[:, 1]]) & (np.diff(graph.offsets) <= _TINY_LOOP)
+    kept = take_edges(graph, np.flatnonzero(~edges & ~(is_tiny & is_merged[graph.ends[:, 0]])))
+    return make_graph(keys, pixels, keys[kept.ends], (np.diff(kept.offsets), kept.path))
 
 
 def with_clusters_merged(graph: Graph) -> Graph:

@@ -33,6 +33,7 @@ _LOOK_BACK = 10  # pixels from which an end has its direction, or four half widt
 _WAY_ROUND = 3  # a gap is none if the way round is not longer than so many times its length
 _TO_A_SIDE = 1.25  # an end as near as this is rather joined to than the side of a line
 _ENDS_AT_ONCE = 1024
+_OF_ONE_CROSSING = 2.25  # half widths
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 
@@ -60,8 +61,8 @@ def mended(graph: Graph, limits: Limits) -> Graph:
 def pruned(graph: Graph, limits: Limits) -> Graph:
     """The graph without dead ends that reach less than ``min_spur_m`` beyond the edge of the road that they leave.
 
-    Of those at one node the shortest goes first; what is left is looked at anew, so that of two prongs at the end of a road one
-    stays and becomes the road's end.
+    Of those at one node the shortest goes first, one that leaves the scene last; what is left is looked at anew, so that of
+    two prongs at the end of a road one stays and becomes the road's end.
     """
     while True:
         degree = graph.degree[graph.ends]
@@ -72,7 +73,8 @@ def pruned(graph: Graph, limits: Limits) -> Graph:
         short = np.flatnonzero(is_spur & (beyond < limits.min_spur_m))
         if not len(short):
             return graph
-        short = short[np.lexsort((short, length[short], foot[short]))]
+        leaves = np.any(graph.pixels["at_edge"][graph.ends], axis=1)
+        short = short[np.lexsort((short, length[short], leaves[short], foot[short]))]
         goes = short[np.append(True, foot[short][1:] != foot[short][:-1])]
         stays = np.ones(len(length), np.bool_)
         stays[goes] = False
@@ -80,13 +82,13 @@ def pruned(graph: Graph, limits: Limits) -> Graph:
 
 
 def with_crossings_merged(graph: Graph, limits: Limits) -> Graph:
-    """The graph in which two junctions are one where the line between them is no longer than half of the road's width.
+    """The graph in which two junctions are one where the line between them is little longer than the road is wide.
 
-    Thinning makes two T of an X.
+    Thinning makes two T of an X; those of one of 45 degrees are as far apart.
     """
     busy = (graph.degree >= 3)[graph.ends].all(axis=1) & (graph.ends[:, 0] != graph.ends[:, 1])
     half_m = graph.pixels["half"][graph.ends].max(axis=1, initial=0) * (limits.pixel_m / HALF_STEPS)
-    return merged(graph, busy & (edge_lengths(graph, limits.step_m) <= half_m))
+    return merged(graph, busy & (edge_lengths(graph, limits.step_m) <= _OF_ONE_CROSSING * half_m))
 
 
 def without_crumbs(graph: Graph, limits: Limits) -> Graph:

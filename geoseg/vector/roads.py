@@ -57,13 +57,14 @@ _Floats = NDArray[np.float64]
 class RoadsConfig(Section):
     """Which classes are roads, and what counts as one; lengths in metres on the ground.
 
-    ``classes``: names of the mask's classes that together are the network. ``resolution_m``: largest pixel on which is traced;
-    smaller ones are put together by twos as long as they do not get larger than this. ``max_width_m``: what is wider is no road
-    but an area that is crossed on the shortest way. ``max_hole_m``: holes in a road with no longer side are filled. ``min_spur_m``:
-    dead ends that reach less far beyond the edge of the road they leave are dropped. ``max_gap_m``: gaps in the mask up to
-    this length are closed, if the way over them turns off by at most ``max_gap_angle_deg`` degrees from the road's direction (at
-    both ends, where two ends meet). ``min_length_m``: pieces of the network with less length in all are dropped. ``simplify_px``:
-    how far a line may leave its smoothed course to have fewer corners, in traced pixels.
+    ``classes``: names of the mask's classes that together are the network. ``resolution_m``: largest pixel on which is
+    traced; smaller ones are put together by twos as long as they do not get larger than this. ``max_width_m``: what is wider
+    is no road but an area that is crossed on the shortest way. ``max_hole_m``: holes in a road with no longer side are
+    filled, those of one pixel always. ``min_spur_m``: dead ends that reach less far beyond the edge of the road they leave
+    are dropped. ``max_gap_m``: gaps in the mask up to this length are closed, if the way over them turns off by at most
+    ``max_gap_angle_deg`` degrees from the road's direction (at both ends, where two ends meet). ``min_length_m``: pieces of
+    the network with less length in all are dropped. ``simplify_px``: how far a line may leave its smoothed course to have
+    fewer corners, in traced pixels.
     """
 
     classes: Annotated[tuple[str, ...], Field(min_length=1)] = ("road",)
@@ -135,7 +136,7 @@ def reach_of(grid: Grid, config: RoadsConfig) -> Reach:
             f"max_width_m = {config.max_width_m:g} is {2 * half_width} pixels of {grid.resolution_m:.3g} m; the widest road may "
             "have 2000, so set a smaller max_width_m or a larger resolution_m"
         )
-    return Reach(half_width=half_width, hole=math.floor(config.max_hole_m / grid.resolution_m))
+    return Reach(half_width=half_width, hole=max(1, math.floor(config.max_hole_m / grid.resolution_m)))
 
 
 def halo_px(config: RoadsConfig, grid: Grid) -> int:
@@ -206,12 +207,13 @@ def trace_roads(
     measured["half"][own] = np.rint((distance - _TO_EDGE) * HALF_STEPS)
     measured["share"][own] = shares_hw[at] if shares_hw is not None else UNKNOWN
     measured["value"][own] = np.where(is_road(mask_hw, values)[at], mask_hw[at], UNKNOWN)
+    measured["at_edge"][own] = thinned.ends_hw[at]
     graph = Graph(graph.keys, measured, graph.ends, graph.offsets, graph.path)
     return WindowRoads(dissolved(graph, own), cells)
 
 
 _NOTHING = WindowRoads(empty_graph(), np.zeros((0, 2), np.int64))
-_TO_EDGE = 0.25  # the edge is half a pixel before the first pixel beyond, the line up to half a pixel off the middle
+_TO_EDGE = 0.125  # on average over roads of all widths and directions, see tests/benchmarks/roads.py
 
 
 def _links(thinned: Thinned, window: Window, halo: int, side: int) -> Graph:
@@ -277,9 +279,9 @@ def join_roads(parts: Iterable[WindowRoads], reach: Reach) -> Graph:
 class RoadEdges:
     """The lines of a road network, a column each, sorted by ``id``.
 
-    ``id``, ``from_node`` and ``to_node`` int64; ``length_m`` along the line on the WGS 84 ellipsoid; ``width_m``; ``confidence``
-    the mean probability along the line, NaN where none is known; ``class_name``; ``geometry`` shapely LineStrings in the CRS of
-    the grid, from the first node to the second.
+    ``id``, ``from_node`` and ``to_node`` int64; ``length_m`` along the line on the WGS 84 ellipsoid; ``width_m`` the median;
+    ``confidence`` the mean probability along the line, NaN where none is known; ``class_name``; ``geometry`` shapely
+    LineStrings in the CRS of the grid, from the first node to the second.
     """
 
     id: _Ints
@@ -389,7 +391,7 @@ def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _measured(graph: Graph, values: list[int]) -> tuple[_Floats, _Floats, _Ints]:
-    """Of each edge the mean half width in pixels, the mean probability, and the value that most of its pixels have.
+    """Of each edge the median half width in pixels, the mean probability, and the value that most of its pixels have.
 
     Pixels of closed gaps and of ways through wide areas count for the width where there are no others, and for nothing else.
     """
@@ -406,7 +408,9 @@ def _measured(graph: Graph, values: list[int]) -> tuple[_Floats, _Floats, _Ints]
         return np.bincount(edge[of], numbers[of], minlength=num).astype(np.int64)
 
     ones = np.ones(len(edge), np.int64)
-    half = total(counts, pixels["half"]) / np.maximum(1, total(counts, ones)) / HALF_STEPS
+    order = np.lexsort((pixels["half"], ~counts, edge))  # of each edge first those that count, from the narrowest on
+    first = np.flatnonzero(np.append(True, edge[1:] != edge[:-1])[: len(edge)])
+    half = pixels["half"][order[first + (total(counts, ones) - 1) // 2]] / HALF_STEPS
     known = counts & (pixels["share"] != UNKNOWN) & (pixels["value"] != UNKNOWN)
     num_known = total(known, ones)
     confidence = np.where(

@@ -34,7 +34,8 @@ _RING = (
 class Reach:
     """How far the mask around a pixel decides on its centre line, in pixels.
 
-    ``half_width``: half of the widest road; ``hole``: largest side of a hole in a road that is filled before it is thinned.
+    ``half_width``: half of the widest road; ``hole``: largest side of a hole in a road that is filled before it is thinned,
+    at least 1: around a hole of one pixel no pixel is deletable, so a road full of them would take any number of rounds.
     """
 
     half_width: int
@@ -123,12 +124,14 @@ def thin(road_hw: NDArray[np.bool_], fixed_hw: NDArray[np.bool_], rounds: int) -
 class Thinned:
     """Centre lines, the cores of wide areas, both (h, w), and the squared distance (h, w), int32, to the next pixel without road.
 
-    Distances above the reach's half width say no more than that.
+    Distances above the reach's half width say no more than that. ``ends_hw`` (h, w) are the last pixels of roads that run into
+    the unknown.
     """
 
     lines_hw: NDArray[np.bool_]
     core_hw: NDArray[np.bool_]
     square_hw: NDArray[np.int32]
+    ends_hw: NDArray[np.bool_]
 
 
 def thin_window(mask_hw: NDArray[np.uint8], values: tuple[int, ...], reach: Reach) -> Thinned | None:
@@ -145,13 +148,13 @@ def thin_window(mask_hw: NDArray[np.uint8], values: tuple[int, ...], reach: Reac
     road_hw = filled(road_hw, unknown_hw, reach.hole)
     square_hw = _square_distance(road_hw, reach)
     core_hw = square_hw > reach.half_width**2
-    fixed_hw = core_hw | road_ends(road_hw, unknown_hw, reach.end)
-    return Thinned(thin(road_hw, fixed_hw, reach.rounds) & ~core_hw, core_hw, square_hw)
+    ends_hw = road_ends(road_hw, unknown_hw, reach.end)
+    return Thinned(thin(road_hw, core_hw | ends_hw, reach.rounds) & ~core_hw, core_hw, square_hw, ends_hw)
 
 
 def is_road(mask_hw: NDArray[np.uint8], values: tuple[int, ...]) -> NDArray[np.bool_]:
     """Where the mask has one of the values."""
-    road_hw = mask_hw == values[0]
+    road_hw: NDArray[np.bool_] = mask_hw == values[0]
     for value in values[1:]:
         road_hw |= mask_hw == value
     return road_hw

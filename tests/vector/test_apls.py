@@ -19,11 +19,18 @@ def graph(*lines: list[tuple[float, float]]) -> RoadGraphGeometry:
 
 
 SQUARE = ([(0, 0), (40, 0)], [(40, 0), (40, 40)], [(40, 40), (0, 40)], [(0, 40), (0, 0)])
-CITY = [[(x, y), (x + dx, y + dy)] for x in range(0, 400, 100) for y in range(0, 400, 100) for dx, dy in ((100, 0), (0, 100))]
+CITY = [
+    [(x, y), (x + dx, y + dy)]
+    for x in range(0, 400, 100)
+    for y in range(0, 400, 100)
+    for dx, dy in ((100, 0), (0, 100))
+]
 BENT = ([(0, 0), (30, 5), (60, 0)], [(60, 0), (60, 80)], [(60, 0), (90, 0), (100, 40), (60, 0)])
 
 
-@pytest.mark.parametrize("lines", [SQUARE, CITY, BENT, ([(0, 0), (500, 3)],)], ids=["square", "city", "loop", "one line"])
+@pytest.mark.parametrize(
+    "lines", [SQUARE, CITY, BENT, ([(0, 0), (500, 3)],)], ids=["square", "city", "loop", "one line"]
+)
 def test_a_graph_is_wholly_like_itself(lines):
     told = apls(graph(*lines), graph(*lines))
     assert (told.score, told.truth_in_proposal, told.proposal_in_truth) == pytest.approx((1, 1, 1))
