@@ -533,6 +533,41 @@ def doctor(uris: tuple[str, ...]) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+@main.command()
+@click.argument("out")
+@click.argument("scenes", nargs=-1)
+@click.option(
+    "--config", type=click.Path(dir_okay=False), help="Job file (TOML) whose [vectors] say how; options here overrule."
+)
+@click.option("--join", is_flag=True, help="Neighbouring scenes as one, in one file for each layer.")
+@click.option(
+    "--overlap", type=click.Choice(["newest", "oldest"]), help="Whose mask counts with --join.  [default: newest]"
+)
+@click.option("--to", help="Folder or prefix for joined layers.  [default: in the output, apart from results]")
+@click.option(
+    "--format", "formats", multiple=True, type=click.Choice(["fgb", "gpkg", "pmtiles"]), help="Beside GeoParquet."
+)
+@click.option("--min-area", type=float, help="Smallest building in square metres.  [default: 10]")
+@click.option("--square", is_flag=True, default=None, help="Give buildings right angles.")
+@click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.  [default: 2048]")
+@click.option("--workers", type=int, help="Workers of the cluster.")
+@click.option("--address", help="Ray cluster to use; without one a private Ray is started when needed.")
+@click.option("--engine", type=click.Choice(["auto", "local", "ray"]), help="A plain loop or Ray.  [default: auto]")
+@click.option("--json", "as_json", is_flag=True, help="What was traced as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def vectorize(out: str, scenes: tuple[str, ...], config: str | None, as_json: bool, quiet: bool, **how: Any) -> None:
+    """Trace buildings as polygons and roads as a graph from the masks in OUT, as GeoParquet beside them; all, or SCENES alone.
+
+    What stands already is left alone. Confidence comes from --probabilities of the prediction.
+    """
+    from geoseg.vectorize import load_vectors_job, run_vectorize
+
+    report = run_vectorize(load_vectors_job(out, scenes, config, how), quiet=quiet)
+    for line in [report.to_json()] if as_json else report.lines():
+        click.echo(line)
+    sys.exit(report.exit_code)
+
+
 @main.command("config-schema")
 def config_schema() -> None:
     """Print the JSON Schema of a job file."""

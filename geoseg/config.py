@@ -34,6 +34,7 @@ else:
 
 _T = TypeVar("_T", bound=BaseModel)
 DEFAULT_BUNDLE = "roads-buildings"
+_Metres = Annotated[FiniteFloat, Field(ge=0)]
 _CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile"})
 
 
@@ -165,6 +166,65 @@ class GuardConfig(Section):
         return factor
 
 
+class PolygonsConfig(Section):
+    """Which classes of a mask become polygons, and how much these may differ from its pixels.
+
+    ``classes``: names of the bundle's classes, [] for none. ``min_area_m2``: smaller polygons are left out, in square metres on the
+    ellipsoid; holes of any size stay. ``simplify_px``: how far outlines are smoothed, in pixels of the mask: corners go whose
+    triangle with their neighbours is smaller than its square; 0 keeps the sides of the pixels. ``square``: give outlines right
+    angles, each by itself, so that touching ones may come to overlap by a pixel or leave a gap.
+    """
+
+    classes: tuple[str, ...] = ("building",)
+    min_area_m2: Annotated[FiniteFloat, Field(ge=0)] = 10.0
+    simplify_px: Annotated[FiniteFloat, Field(ge=0, le=100)] = 1.0
+    square: bool = False
+
+    @field_validator("classes")
+    @classmethod
+    def _names_some(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) != len(classes):
+            raise ValueError('classes must be different names, for example ["building"]')
+        return classes
+
+
+class RoadsConfig(Section):
+    """Which classes are roads, and what counts as one; lengths in metres on the ground.
+
+    ``classes``: names of the bundle's classes that together are the network, [] for none. ``resolution_m``: largest pixel on
+    which is traced; smaller ones are put together by twos as long as they do not get larger than this. ``max_width_m``: what is
+    wider is no road but an area that is crossed on the shortest way. ``max_hole_m``: holes in a road with no longer side are
+    filled, those of one pixel always. ``min_spur_m``: dead ends that reach less far beyond the edge of the road they leave are
+    dropped. ``max_gap_m``: gaps in the mask up to this length are closed, if the way over them turns off by at most
+    ``max_gap_angle_deg`` degrees from the road's direction (at both ends, where two ends meet). ``min_length_m``: pieces of the
+    network with less length in all are dropped. ``simplify_px``: how far a line may leave its smoothed course to have fewer
+    corners, in traced pixels.
+    """
+
+    classes: tuple[str, ...] = ("road",)
+    resolution_m: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    max_width_m: Annotated[FiniteFloat, Field(gt=0)] = 60.0
+    max_hole_m: _Metres = 8.0
+    min_spur_m: _Metres = 8.0
+    max_gap_m: _Metres = 15.0
+    max_gap_angle_deg: Annotated[FiniteFloat, Field(ge=0, le=90)] = 35.0
+    min_length_m: _Metres = 20.0
+    simplify_px: _Metres = 0.6
+
+
+class VectorsConfig(Section):
+    """What is traced from masks: polygons of ``buildings``, the network of ``roads``.
+
+    ``formats``: beside GeoParquet: FlatGeobuf, GeoPackage, PMTiles. ``window``: side of the squares that are traced at once, in
+    pixels; nothing else depends on it.
+    """
+
+    buildings: PolygonsConfig = PolygonsConfig()
+    roads: RoadsConfig = RoadsConfig()
+    formats: tuple[Literal["fgb", "gpkg", "pmtiles"], ...] = ()
+    window: Literal[512, 1024, 2048, 4096, 8192] = 2048
+
+
 class StackConfig(Section):
     """A stack by name: the scene at each date, in order, "" for one that is missing."""
 
@@ -234,7 +294,8 @@ class Job(Section):
 
     ``source``: lists and catalogues, as ``[[source]]``. For bundles of several dates: ``stack_by`` is a regular expression on the
     URIs of the scenes, whose groups ``stack`` and ``date`` tell which belong together and in which order; ``stacks`` names them
-    one by one. ``guard``: a nightly run has one in any case, other runs where the job has this section.
+    one by one. ``guard``: a nightly run has one in any case, other runs where the job has this section. ``vectors``: also trace
+    what was published.
     """
 
     scenes: tuple[str, ...] = ()
@@ -246,6 +307,7 @@ class Job(Section):
     predict: PredictConfig = PredictConfig()
     cluster: ClusterConfig = ClusterConfig()
     guard: GuardConfig | None = None
+    vectors: VectorsConfig | None = None
 
     @model_validator(mode="after")
     def _has_scenes(self) -> Job:

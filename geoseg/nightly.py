@@ -23,7 +23,7 @@ from geoseg.predict.sources import list_job
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.versions import Versions
-from geoseg.run import make_run_spec, on_guard, predict_refs
+from geoseg.run import make_run_spec, on_guard, predict_refs, with_vectors
 
 RETRIED, RELEASED = "retried", "released"
 _NO_LIMITS = GuardConfig(max_novelty=0, max_change=0, max_deviation=0)
@@ -82,6 +82,7 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         lease.check()
         if known != indexed:
             write_index(run.out, known)
+        report = with_vectors(report, job, lease, quiet=quiet)
         return write_page(report, write_record(report, job, run, refs), run, standing)
 
 
@@ -159,6 +160,7 @@ def _run_alone(
         published = {scene.id: known_of(scene, refs[scene.id], run) for scene in report.scenes if scene.item_etag}
         if published:
             write_index(run.out, indexed | published)
+        report = with_vectors(report, job, lease, quiet=quiet)
         return write_page(report, write_record(report, job, run, refs), run, {})
 
 

@@ -27,6 +27,7 @@ from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, MaskFinder, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
 from geoseg.predict.memory import set_memory_up
+from geoseg.predict.output import list_output
 from geoseg.predict.page import write_page
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
@@ -40,6 +41,8 @@ from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.versions import Versions
 from geoseg.raster.window import Window
+from geoseg.vector.item import VECTORS_NAME
+from geoseg.vectorize import VectorsJob, trace_scenes
 
 _SMALL_WINDOWS = 256
 _LOOK_AHEAD_SCENES = 16
@@ -101,9 +104,30 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
         report = predict_refs(
             job, run, listing.refs, lease, versions=listing.versions, kind="predict", quiet=quiet, before=before
         )
-        report = replace(report, remarks=listing.remarks)
+        report = with_vectors(replace(report, remarks=listing.remarks), job, lease, quiet=quiet)
         record = write_record(report, job, run, {ref.id: ref for ref in listing.refs})
         return write_page(report, record, run, {})
+
+
+def with_vectors(report: RunReport, job: Job, lease: Lease, *, quiet: bool) -> RunReport:
+    """The report of a run whose job has ``[vectors]``, with what it published traced under the run's lease.
+
+    Traced are the scenes of the report and those of the output that have no vectors yet. Raises StopError kinds.
+    """
+    if job.vectors is None or report.num_left:
+        return report
+    output = list_output(report.out)
+    looked_at = {scene.id for scene in report.scenes if scene.status in ("published", "unchanged")}
+    lacking = {
+        scene_id
+        for scene_id in output.items
+        if store.join(report.out, scene_id, VECTORS_NAME) not in output.beside.get(scene_id, ())
+    }
+    wanted = sorted((looked_at & output.items.keys()) | lacking)
+    vectors_job = VectorsJob(out=job.out, vectors=job.vectors, cluster=job.cluster)
+    done = trace_scenes(vectors_job, output, wanted, lease, quiet=quiet)
+    failed = [one for one in done.traced if one.status == "failed"]
+    return replace(report, remarks=(*report.remarks, *done.summary()), num_untraced=len(failed))
 
 
 def run_evaluation(job: EvaluationJob) -> Evaluation:

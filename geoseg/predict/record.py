@@ -41,8 +41,9 @@ class RunReport:
     """What a run did. ``exit_code``: 0 all scenes stand, 1 some failed, 3 not one could be read, 4 all were denied.
 
     It is 130 when a signal ended the run with ``num_left`` scenes still to do. ``kind``: the command that ran it. ``scenes``
-    are those that came to an end; ``num_skipped`` more stand unchanged, as listings told. ``gpu_hours`` and
-    ``cpu_hours`` are those of the GPUs and CPU cores that its workers held. ``page`` is where its page is, "" when it has none.
+    are those that came to an end; ``num_skipped`` more stand unchanged, as listings told. ``num_untraced`` scenes got no vectors
+    although the job asks for them. ``gpu_hours`` and ``cpu_hours`` are those of the GPUs and CPU cores that its workers held.
+    ``page`` is where its page is, "" when it has none.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class RunReport:
     scenes: tuple[SceneReport, ...]
     num_skipped: int = 0
     num_left: int = 0
+    num_untraced: int = 0
     gone: tuple[GoneScene, ...] = ()
     remarks: tuple[str, ...] = ()
     windows: int = 0
@@ -82,7 +84,7 @@ class RunReport:
         if self.num_left:
             return INTERRUPTED
         if not any(counts[status] for status in BAD):
-            return 0
+            return int(self.num_untraced > 0)
         if not self.num_skipped and all(scene.denied for scene in self.scenes):
             return AccessDeniedError.exit_code
         was_read = any(counts[status] for status in ("published", "unchanged", "held"))
@@ -117,6 +119,7 @@ class RunReport:
             (counts["refused"], f"refused: mend what their causes say, then geoseg retry {out}"),
             (held, f"held back: geoseg release {out} lists them, and publishes those that it is given"),
             (counts["held"] - held, "whose masks stand lie above --max-seam-score: allow more, or change the settings"),
+            (self.num_untraced, f"without vectors: geoseg vectorize {out} traces them, alone"),
             (remaining, "lost their source: geoseg nightly JOB.toml --remove-gone removes what was published of them"),
         )
         return [f"{num} {'scene' if num == 1 else 'scenes'} {sentence}" for num, sentence in steps if num]
@@ -142,6 +145,7 @@ def write_record(report: RunReport, job: Job, run: RunSpec, refs: Mapping[str, S
         | counts
         | {"gone": len(report.gone), "removed": sum(scene.removed for scene in report.gone)},
         "left": report.num_left,
+        "untraced": report.num_untraced,
         "reasons": dict(report.reasons),
         "figures": {
             "engine": report.engine,

@@ -8,7 +8,10 @@ from collections.abc import Callable, Collection
 from geoseg.predict.output import Output
 from geoseg.raster import store
 
-_ASSET = re.compile(r"(?:mask|probabilities|thumbnail)-[0-9a-f]{16}\.(?:tif|png)")
+_ASSET = re.compile(
+    r"vectors\.json|(?:mask|probabilities|uncertainty|thumbnail)-[0-9a-f]{16}\.(?:tif|png)"
+    r"|(?:buildings|roads|road_nodes)-[0-9a-f]{16}\.(?:parquet|fgb|gpkg|pmtiles)"
+)
 
 
 def remove_scene(output: Output, scene_id: str, check: Callable[[], None]) -> None:
@@ -20,7 +23,10 @@ def remove_scene(output: Output, scene_id: str, check: Callable[[], None]) -> No
         check()
         store.delete([output.items[scene_id].uri])
     check()
-    store.delete([*output.beside.get(scene_id, ()), *output.parts.get(scene_id, ())])
+    beside = sorted(
+        output.beside.get(scene_id, ()), key=lambda uri: not uri.endswith(".json")
+    )  # vectors.json before its files
+    store.delete([*beside, *output.parts.get(scene_id, ())])
 
 
 def half_removed(output: Output, wanted: Collection[str]) -> list[str]:

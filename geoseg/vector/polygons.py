@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, field_validator
 
-from geoseg.config import Section
+from geoseg.config import PolygonsConfig
 from geoseg.errors import ConfigError
 from geoseg.raster.grid import Grid
 from geoseg.vector.ground import areas_m2
@@ -21,28 +19,6 @@ from geoseg.vector.simplify import simplify_groups
 
 _SHARE_STEPS = 254
 _INT32 = np.iinfo(np.int32)
-
-
-class PolygonsConfig(Section):
-    """Which classes of a mask become polygons, and how much these may differ from its pixels.
-
-    ``classes``: names of the bundle's classes. ``min_area_m2``: smaller polygons are left out, in square metres on the
-    ellipsoid; holes of any size stay. ``simplify_px``: how far outlines are smoothed, in pixels of the mask: corners go whose
-    triangle with their neighbours is smaller than its square; 0 keeps the sides of the pixels. ``square``: give outlines right
-    angles, each by itself, so that touching ones may come to overlap by a pixel or leave a gap.
-    """
-
-    classes: tuple[str, ...] = ("building",)
-    min_area_m2: Annotated[FiniteFloat, Field(ge=0)] = 10.0
-    simplify_px: Annotated[FiniteFloat, Field(ge=0, le=100)] = 1.0
-    square: bool = False
-
-    @field_validator("classes")
-    @classmethod
-    def _names_some(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if not classes or len(set(classes)) != len(classes):
-            raise ValueError('classes must be one or more different names, for example ["building"]')
-        return classes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

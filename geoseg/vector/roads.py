@@ -22,7 +22,7 @@ from pydantic import Field, FiniteFloat
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import ProjError
 
-from geoseg.config import Section
+from geoseg.config import RoadsConfig
 from geoseg.errors import ConfigError, GeoreferenceError
 from geoseg.raster.grid import Grid
 from geoseg.raster.window import Window
@@ -52,30 +52,6 @@ _SIDES_FIRST = ((-1, 0), (0, -1), (0, 1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1
 _Length = Annotated[FiniteFloat, Field(ge=0)]
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
-
-
-class RoadsConfig(Section):
-    """Which classes are roads, and what counts as one; lengths in metres on the ground.
-
-    ``classes``: names of the mask's classes that together are the network. ``resolution_m``: largest pixel on which is
-    traced; smaller ones are put together by twos as long as they do not get larger than this. ``max_width_m``: what is wider
-    is no road but an area that is crossed on the shortest way. ``max_hole_m``: holes in a road with no longer side are
-    filled, those of one pixel always. ``min_spur_m``: dead ends that reach less far beyond the edge of the road they leave
-    are dropped. ``max_gap_m``: gaps in the mask up to this length are closed, if the way over them turns off by at most
-    ``max_gap_angle_deg`` degrees from the road's direction (at both ends, where two ends meet). ``min_length_m``: pieces of
-    the network with less length in all are dropped. ``simplify_px``: how far a line may leave its smoothed course to have
-    fewer corners, in traced pixels.
-    """
-
-    classes: Annotated[tuple[str, ...], Field(min_length=1)] = ("road",)
-    resolution_m: Annotated[FiniteFloat, Field(gt=0)] = 1.0
-    max_width_m: Annotated[FiniteFloat, Field(gt=0)] = 60.0
-    max_hole_m: _Length = 8.0
-    min_spur_m: _Length = 8.0
-    max_gap_m: _Length = 15.0
-    max_gap_angle_deg: Annotated[FiniteFloat, Field(ge=0, le=90)] = 35.0
-    min_length_m: _Length = 20.0
-    simplify_px: _Length = 0.6
 
 
 def tracing_factor(grid: Grid, config: RoadsConfig) -> int:

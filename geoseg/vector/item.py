@@ -1,0 +1,145 @@
+"""The STAC item of what was traced from a mask, which is its commit as the mask's item is the mask's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+import pystac
+from pystac.extensions.file import FileExtension
+from pystac.extensions.table import Column, TableExtension
+
+from geoseg.vector.layers import BBOX, GEOMETRY, LayerKind
+
+VECTORS_NAME = "vectors.json"
+VECTORS_VERSION = 1  # of the ways to trace; a new one makes all vectors anew
+_PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+_MEDIA = {
+    "parquet": "application/vnd.apache.parquet",
+    "fgb": "application/vnd.flatgeobuf",
+    "gpkg": "application/geopackage+sqlite3",
+    "pmtiles": "application/vnd.pmtiles",
+}
+_COPIED = ("datetime", "start_datetime", "end_datetime")
+_PROJECTED = ("proj:code", "proj:wkt2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFile:
+    """A published file of a layer: its name, bytes, SHA-256 (hex), and how many features it holds."""
+
+    kind: LayerKind
+    name: str
+    size: int
+    sha256: str
+    num_features: int
+
+    @property
+    def suffix(self) -> str:
+        """Its format."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def key(self) -> str:
+        """The key of its asset: the layer's name, and the format where it is not GeoParquet."""
+        return self.kind.name if self.suffix == "parquet" else f"{self.kind.name}_{self.suffix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedFrom:
+    """What decides vectors: the SHA-256 (hex) of each mask and of its probabilities ("" for none), and the settings."""
+
+    masks: tuple[tuple[str, str], ...]
+    settings: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over all of it and the version of the ways to trace."""
+        told = {"version": VECTORS_VERSION, "masks": self.masks, "settings": self.settings}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def make_vectors_item(
+    name: str, of: list[dict[str, Any]], made: TracedFrom, files: list[LayerFile], figures: dict[str, float]
+) -> bytes:
+    """The JSON of a scene's vectors, or of those of scenes joined, from the items of their masks.
+
+    ``figures``: counts and sums for people, by name. The same masks and settings give the same bytes.
+    """
+    first = of[0]
+    properties = {key: first["properties"][key] for key in _COPIED if key in first["properties"]}
+    moments = sorted(moment for item in of for moment in _moments(item))
+    boxes = [item["bbox"] for item in of if item.get("bbox")]
+    alone = len(of) == 1
+    item = pystac.Item(
+        id=name,
+        geometry=first["geometry"] if alone else _rectangle(boxes),
+        bbox=first.get("bbox") if alone else _around(boxes),
+        datetime=_parsed(properties.get("datetime")) if alone else None,
+        start_datetime=_parsed(properties.get("start_datetime")) if alone else moments[0],
+        end_datetime=_parsed(properties.get("end_datetime")) if alone else moments[-1],
+        properties={
+            "gsd": min(one["properties"]["gsd"] for one in of),
+            "processing:level": "L4",
+            "processing:lineage": f"polygons and lines traced from the {'mask' if alone else f'{len(of)} masks'}",
+            "processing:software": {"geoseg": version("geoseg")},
+            "geoseg:fingerprint": made.fingerprint,
+            "geoseg:settings": made.settings,
+            **{f"geoseg:{key}": value for key, value in figures.items()},
+            **{key: first["properties"][key] for key in _PROJECTED if key in first["properties"]},
+        },
+    )
+    item.stac_extensions += [_PROCESSING, *(url for url in first["stac_extensions"] if "/projection/" in url)]
+    for one in of:
+        href = "./item.json" if alone else f"{one['id']}/item.json"
+        item.add_link(pystac.Link("derived_from", href, media_type=pystac.MediaType.GEOJSON))
+    for file in files:
+        _add_file(item, file)
+    document = item.to_dict(include_self_link=False, transform_hrefs=False)
+    document["properties"] = {
+        "datetime": None,
+        **{key: value for key, value in document["properties"].items() if value is not None},
+    }
+    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _add_file(item: pystac.Item, file: LayerFile) -> None:
+    title = f"{file.kind.name.replace('_', ' ').capitalize()} as {file.suffix}"
+    asset = pystac.Asset(href=f"./{file.name}", media_type=_MEDIA[file.suffix], roles=["data"], title=title)
+    item.add_asset(file.key, asset)
+    FileExtension.ext(asset, add_if_missing=True).apply(size=file.size, checksum="1220" + file.sha256)
+    table = TableExtension.ext(asset, add_if_missing=True)
+    table.columns = [
+        Column({"name": field.name, "type": str(field.type)}) for field in file.kind.schema if field.name != BBOX
+    ]
+    table.row_count = file.num_features
+    asset.extra_fields["table:primary_geometry"] = GEOMETRY
+
+
+def _moments(item: dict[str, Any]) -> list[datetime]:
+    told = [item["properties"].get(key) for key in ("datetime", "start_datetime", "end_datetime")]
+    return [moment for text in told if (moment := _parsed(text)) is not None]
+
+
+def _parsed(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+def _around(boxes: list[list[float]]) -> list[float] | None:
+    if not boxes:
+        return None
+    west, south, east, north = (list(side) for side in zip(*boxes, strict=True))
+    return [min(west), min(south), max(east), max(north)]
+
+
+def _rectangle(boxes: list[list[float]]) -> dict[str, Any] | None:
+    around = _around(boxes)
+    if around is None:
+        return None
+    west, south, east, north = around
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    return {"type": "Polygon", "coordinates": [ring]}

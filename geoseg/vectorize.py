@@ -1,0 +1,417 @@
+"""Polygons and a road graph of what an output has published: traced, written beside the masks, or joined over scenes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from geoseg.config import ClusterConfig, Section, VectorsConfig, check, read_toml
+from geoseg.errors import ConflictError, NothingReadableError, StoreError
+from geoseg.predict.failure import Failure, attempt
+from geoseg.predict.lease import Lease
+from geoseg.predict.output import Output, list_output
+from geoseg.predict.parts import WORK_FOLDER
+from geoseg.predict.publish import read_item
+from geoseg.raster import store
+from geoseg.raster.geotiff import ReadOptions, describe
+from geoseg.raster.scene import Scene, SceneRef
+from geoseg.vector.item import VECTORS_NAME, LayerFile, TracedFrom, make_vectors_item
+from geoseg.vector.layers import LayerSpool, convert
+from geoseg.vector.mosaic import join_scenes, of_scene
+from geoseg.vectorizing import Engine, Layers, Target, TracingProgress, trace_groups, trace_locally
+
+_CHUNK = 8 << 20
+_JOINED_FOLDER = "layers"
+_SMALL_WINDOWS = 256
+_FIGURES = ("buildings", "buildings_km2", "roads", "roads_km", "road_nodes")
+Status = Literal["made", "unchanged", "failed"]
+
+
+class VectorsJob(Section):
+    """Which output's masks are traced, how, and where it runs.
+
+    ``scenes``: ids; all without any. ``join``: neighbouring scenes on one lattice of pixels become one, in one file for each
+    layer, in ``to`` (by default a folder of the output that no listing of results looks into); otherwise each scene has its
+    own, beside its mask. ``overlap``: whose mask counts where scenes that are joined overlap.
+    """
+
+    out: str
+    scenes: tuple[str, ...] = ()
+    join: bool = False
+    to: str | None = None
+    overlap: Literal["newest", "oldest"] = "newest"
+    vectors: VectorsConfig = VectorsConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+def load_vectors_job(out: str, scenes: Sequence[str], config: str | None, options: Mapping[str, Any]) -> VectorsJob:
+    """The job of the command line; ``config``: a job file of which ``[vectors]`` and ``[cluster]`` count. Raises ConfigError."""
+    told = read_toml(config) if config is not None else {}
+    options = {key: value for key, value in options.items() if value not in (None, ())}
+    vectors: dict[str, Any] = {**told.get("vectors", {})}
+    vectors |= {key: options[key] for key in ("formats", "window") if key in options}
+    named = {"min_area": "min_area_m2", "square": "square"}
+    buildings = {name: options[key] for key, name in named.items() if key in options}
+    vectors["buildings"] = {**vectors.get("buildings", {}), **buildings}
+    cluster = {key: options[key] for key in ("workers", "address", "engine") if key in options}
+    values: dict[str, Any] = {
+        "out": out,
+        "scenes": tuple(scenes),
+        "vectors": vectors,
+        "cluster": {**told.get("cluster", {}), **cluster},
+        **{key: options[key] for key in ("join", "overlap", "to") if key in options},
+    }
+    return check(VectorsJob, values, where=config or "the command line")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """What came of a scene, or of scenes that were joined: the URI of its item and its figures, or why there is none."""
+
+    name: str
+    status: Status
+    item: str = ""
+    figures: dict[str, float]
+    sentence: str = ""
+
+    def line(self) -> str:
+        """One line for a person."""
+        told = ", ".join(f"{value:,.10g} {key.replace('_', ' ')}" for key, value in self.figures.items())
+        return f"{self.status}: {self.name}: {self.sentence or told}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorsReport:
+    """What was traced. ``exit_code`` is 1 when something failed, 0 otherwise."""
+
+    traced: tuple[Traced, ...]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The process's exit code."""
+        return int(any(one.status == "failed" for one in self.traced))
+
+    def lines(self) -> list[str]:
+        """A line for each, and what there is to remark."""
+        return [*(one.line() for one in self.traced), *self.remarks]
+
+    def summary(self) -> list[str]:
+        """What failed, and one line for all others."""
+        failed = [one.line() for one in self.traced if one.status == "failed"]
+        counts = Counter(one.status for one in self.traced)
+        made = [one for one in self.traced if one.status == "made"]
+        sums = Counter[str]()
+        for one in made:
+            sums.update(one.figures)
+        told = ", ".join(f"{value:,.10g} {key.replace('_', ' ')}" for key, value in sums.items())
+        in_all = f"vectors: {counts['made']} made, {counts['unchanged']} unchanged" + (f" ({told})" if told else "")
+        return [*failed, in_all]
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        told = [
+            {"name": one.name, "status": one.status, "item": one.item, "figures": one.figures, "sentence": one.sentence}
+            for one in self.traced
+        ]
+        return json.dumps(store.redacted({"traced": told, "remarks": self.remarks}), indent=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A published mask: its item, and the parts of it that are traced."""
+
+    scene_id: str
+    item: dict[str, Any]
+    mask: str
+    shares: str
+
+    @property
+    def sums(self) -> tuple[str, str]:
+        """The SHA-256 of mask and probabilities as the item has them."""
+        assets = self.item["assets"]
+        return tuple(  # type: ignore[return-value]
+            str(assets[key]["file:checksum"]).removeprefix("1220") if key in assets else ""
+            for key in ("mask", "probabilities")
+        )
+
+    @property
+    def classes(self) -> tuple[tuple[str, int], ...]:
+        """The names of the classes and their codes."""
+        told = self.item["assets"]["mask"]["classification:classes"]
+        return tuple((str(one["name"]), int(one["value"])) for one in told if not one.get("nodata"))
+
+    @property
+    def moment(self) -> str:
+        """The (last) time of its imagery."""
+        properties = self.item["properties"]
+        return str(properties.get("datetime") or properties.get("end_datetime") or "")
+
+    def headers(self) -> tuple[Scene, Scene | None]:
+        """The headers of mask and probabilities, as they stand."""
+        mask = describe(SceneRef(self.scene_id, self.mask), ReadOptions())
+        return mask, describe(SceneRef(self.scene_id, self.shares), ReadOptions()) if self.shares else None
+
+
+def run_vectorize(job: VectorsJob, *, quiet: bool = False) -> VectorsReport:
+    """Trace what an output has published, as far as its vectors are not what would be made now.
+
+    Raises NothingReadableError when nothing is published or a scene that is named is not, ConfigError, OutputHeldError and other
+    StopError kinds. A scene that cannot be traced is told, the others go on; the vectors of before stay until the new ones stand.
+    """
+    root = store.normalize_uri(job.out).rstrip("/")
+    with Lease(root) as lease:
+        output = list_output(root)
+        wanted = _wanted(output, job.scenes)
+        return trace_scenes(job, output, wanted, lease, quiet=quiet)
+
+
+def trace_scenes(
+    job: VectorsJob, output: Output, scene_ids: Sequence[str], lease: Lease, *, quiet: bool
+) -> VectorsReport:
+    """Trace these scenes of an output under the lease held on it. Raises StopError kinds alone."""
+    read = list(store.in_parallel(partial(_read_source, output), scene_ids))
+    failed = [one for one in read if isinstance(one, Traced)]
+    sources = [one for one in read if isinstance(one, _Source)]
+    if job.join:
+        traced, remarks = _trace_joined(job, output.root, sources, lease, quiet=quiet)
+    else:
+        traced, remarks = _trace_each(job, output, sources, lease, quiet=quiet), []
+    return VectorsReport(traced=tuple(sorted([*failed, *traced], key=lambda one: one.name)), remarks=tuple(remarks))
+
+
+def _wanted(output: Output, scenes: Sequence[str]) -> list[str]:
+    if not output.items:
+        raise NothingReadableError(f"{store.redact(output.root)}: nothing is published there; run geoseg predict first")
+    missing = [scene for scene in scenes if scene not in output.items]
+    if missing:
+        raise NothingReadableError(
+            f"{store.redact(output.root)}: {missing[0]} is not published there; geoseg status tells what is"
+        )
+    return list(scenes) or sorted(output.items)
+
+
+def _read_source(output: Output, scene_id: str) -> _Source | Traced:
+    uri = output.items[scene_id].uri
+
+    def read() -> _Source:
+        body, version = store.read_version(uri)
+        read_item(scene_id, uri, version, body)
+        item = json.loads(body)
+        assets = item["assets"]
+        hrefs = [assets[key]["href"].removeprefix("./") if key in assets else "" for key in ("mask", "probabilities")]
+        mask, shares = (store.join(output.root, scene_id, name) if name else "" for name in hrefs)
+        return _Source(scene_id=scene_id, item=item, mask=mask, shares=shares)
+
+    found = attempt(read, scene_id, "reading its item")
+    return _failed(scene_id, found) if isinstance(found, Failure) else found
+
+
+def _failed(name: str, failure: Failure) -> Traced:
+    failure.raise_if_stop()
+    return Traced(name=name, status="failed", figures={}, sentence=failure.sentence)
+
+
+def _settings(job: VectorsJob) -> dict[str, Any]:
+    """What decides the vectors and their files; the size of a window does not."""
+    told = job.vectors.model_dump(mode="json", exclude={"window"})
+    return {**told, "overlap": job.overlap} if job.join else told
+
+
+def _trace_each(job: VectorsJob, output: Output, sources: list[_Source], lease: Lease, *, quiet: bool) -> list[Traced]:
+    """Each scene by itself, in files beside its mask."""
+    done: list[Traced] = []
+    todo: list[_Group] = []
+    for source in sources:
+        made = TracedFrom(masks=(source.sums,), settings=_settings(job))
+        folder = store.join(output.root, source.scene_id)
+        is_there = store.join(folder, VECTORS_NAME) in output.beside.get(source.scene_id, ())
+        standing = _standing(folder) if is_there else None
+        if standing is not None and standing["properties"]["geoseg:fingerprint"] == made.fingerprint:
+            done.append(_unchanged(source.scene_id, folder, standing))
+            continue
+        found = attempt(lambda one=source: of_scene(*one.headers()), source.scene_id, "reading its mask")  # type: ignore[misc]
+        if isinstance(found, Failure):
+            done.append(_failed(source.scene_id, found))
+            continue
+        target = Target(name=source.scene_id, mosaic=found, classes=source.classes, config=job.vectors)
+        todo.append(_Group(source.scene_id, folder, (source,), made, (target,)))
+    return [*done, *_trace_groups(job, todo, lease, quiet=quiet)]
+
+
+def _trace_joined(
+    job: VectorsJob, root: str, sources: list[_Source], lease: Lease, *, quiet: bool
+) -> tuple[list[Traced], list[str]]:
+    """Scenes of one CRS and with the same classes in one file for each layer, joined where they lie on one lattice."""
+    place = store.normalize_uri(job.to).rstrip("/") if job.to else store.join(root, WORK_FOLDER, _JOINED_FOLDER)
+    done: list[Traced] = []
+    remarks: list[str] = []
+    headers: list[tuple[_Source, tuple[Scene, Scene | None]]] = []
+    for source in sorted(sources, key=lambda one: (one.moment, one.scene_id), reverse=job.overlap == "newest"):
+        found = attempt(source.headers, source.scene_id, "reading its mask")
+        if isinstance(found, Failure):
+            done.append(_failed(source.scene_id, found))
+        else:
+            headers.append((source, found))
+    todo = []
+    for name, members in sorted(_by_kind(headers).items()):
+        mosaics = join_scenes([found for _, found in members])
+        sums = tuple(source.sums for source, _ in members)
+        made, folder = TracedFrom(masks=sums, settings=_settings(job)), store.join(place, name)
+        lattices = f"{len(members)} scenes lie in {len(mosaics)} groups on lattices of their own or apart"
+        remarks += (
+            [f"{name}: {lattices}; what crosses from one group to another is not joined"] if len(mosaics) > 1 else []
+        )
+        standing = _standing(folder)
+        if standing is not None and standing["properties"]["geoseg:fingerprint"] == made.fingerprint:
+            done.append(_unchanged(name, folder, standing))
+            continue
+        classes = members[0][0].classes
+        targets = tuple(Target(name=name, mosaic=one, classes=classes, config=job.vectors) for one in mosaics)
+        todo.append(_Group(name, folder, tuple(source for source, _ in members), made, targets))
+    return [*done, *_trace_groups(job, todo, lease, quiet=quiet)], remarks
+
+
+def _by_kind(
+    headers: list[tuple[_Source, tuple[Scene, Scene | None]]],
+) -> dict[str, list[tuple[_Source, tuple[Scene, Scene | None]]]]:
+    """Scenes by CRS, in a name that a folder can have; those with other classes than the first ones have one of their own."""
+    kinds: dict[tuple[str, tuple[tuple[str, int], ...]], list[tuple[_Source, tuple[Scene, Scene | None]]]] = {}
+    for source, found in headers:
+        kinds.setdefault((found[0].grid.crs_wkt, source.classes), []).append((source, found))
+    named: dict[str, list[tuple[_Source, tuple[Scene, Scene | None]]]] = {}
+    for (wkt, _), members in kinds.items():
+        epsg = members[0][1][0].grid.crs.to_epsg()
+        name = f"EPSG-{epsg}" if epsg else f"crs-{hashlib.sha256(wkt.encode()).hexdigest()[:8]}"
+        while name in named:
+            name += "-other-classes"
+        named[name] = members
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What goes into the same files: their folder, the masks they are traced from, and what is traced."""
+
+    name: str
+    folder: str
+    sources: tuple[_Source, ...]
+    made: TracedFrom
+    targets: tuple[Target, ...]
+
+
+def _trace_groups(job: VectorsJob, groups: list[_Group], lease: Lease, *, quiet: bool) -> Iterator[Traced]:
+    targets = [target for group in groups for target in group.targets]
+    progress = TracingProgress(targets, quiet=quiet)
+    with tempfile.TemporaryDirectory(prefix="geoseg-vectors-") as scratch:
+        outcomes = trace_groups([group.targets for group in groups], _engine(job, targets), Path(scratch), progress)
+        for group, outcome in zip(groups, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                yield _failed(group.name, outcome)
+                continue
+            lease.check()
+            done = attempt(partial(_publish, group, outcome, job.vectors), group.name, "publishing its vectors")
+            yield _failed(group.name, done) if isinstance(done, Failure) else done
+
+
+def _engine(job: VectorsJob, targets: Sequence[Target]) -> Engine:
+    """The plain loop, or Ray where the job says so or there is an address, several workers or much work."""
+    cluster = job.cluster
+    large = sum(target.num_pieces for target in targets) > _SMALL_WINDOWS
+    if cluster.engine == "ray" or (
+        cluster.engine == "auto"
+        and (cluster.address or (cluster.workers or 1) > 1 or (large and cluster.workers is None))
+    ):
+        from geoseg.cluster.vectorize import trace_on_cluster
+
+        return partial(trace_on_cluster, cluster=cluster)
+    return trace_locally
+
+
+def _standing(folder: str) -> dict[str, Any] | None:
+    """The item of vectors that stand in a folder, None without one. Raises ConflictError when it is not geoseg's."""
+    uri = store.join(folder, VECTORS_NAME)
+    try:
+        told = json.loads(store.read(uri))
+        str(told["properties"]["geoseg:fingerprint"])
+    except store.ObjectMissingError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConflictError(f"{store.redact(uri)}: is not an item of geoseg's; move it away") from error
+    assert isinstance(told, dict)
+    return told
+
+
+def _unchanged(name: str, folder: str, standing: dict[str, Any]) -> Traced:
+    told = standing["properties"]
+    figures = {key: told[f"geoseg:{key}"] for key in _FIGURES if f"geoseg:{key}" in told}
+    return Traced(name=name, status="unchanged", item=store.join(folder, VECTORS_NAME), figures=figures)
+
+
+def _publish(group: _Group, layers: Layers, config: VectorsConfig) -> Traced:
+    """Put the files of the layers, then the item, which is the commit; files that an older item names stay, as masks do."""
+    crs_wkt = group.targets[0].mosaic.grid.crs_wkt
+    files: list[LayerFile] = []
+    figures: dict[str, float] = {}
+    for spool in layers.spools.values():
+        parquet = layers.folder / f"{spool.kind.name}.parquet"
+        spool.write_parquet(parquet, crs_wkt)
+        figures |= _figures(spool, parquet)
+        files.append(_put(group.folder, parquet, spool))
+        for suffix in config.formats:
+            other = parquet.with_suffix(f".{suffix}")
+            convert(parquet, other, spool.kind)
+            files.append(_put(group.folder, other, spool))
+            other.unlink()
+        parquet.unlink()
+    items = [source.item for source in group.sources]
+    body = make_vectors_item(f"{group.name}-vectors", items, group.made, files, figures)
+    uri = store.join(group.folder, VECTORS_NAME)
+    store.write(uri, body)
+    return Traced(name=group.name, status="made", item=uri, figures=figures)
+
+
+def _figures(spool: LayerSpool, parquet: Path) -> dict[str, float]:
+    """How many there are, and how much, added up in the order of the file."""
+    name = spool.kind.name
+    told: dict[str, float] = {name: spool.num_features}
+    for column, key, unit in (("area_m2", "km2", 1e6), ("length_m", "km", 1e3)):
+        if column in spool.kind.columns.names:
+            values = pq.read_table(parquet, columns=[column])[column].to_numpy()
+            told[f"{name}_{key}"] = round(float(values.sum()) / unit, 6)
+    return told
+
+
+def _put(folder: str, path: Path, spool: LayerSpool) -> LayerFile:
+    """Put a file under a name made from its content, unless it is there, and check that the store holds all of it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    size, sha256 = path.stat().st_size, digest.hexdigest()
+    name = f"{spool.kind.name}-{sha256[:16]}{path.suffix}"
+    uri = store.join(folder, name)
+    if not (store.exists(uri) and store.head(uri).size == size):
+        if size <= _CHUNK:
+            store.write(uri, path.read_bytes())
+        else:
+            store.write_stream(uri, _chunks(path))
+    stored = store.head(uri).size
+    if stored != size:
+        raise StoreError(f"{store.redact(uri)}: should have {size} bytes, the store holds {stored}")
+    return LayerFile(kind=spool.kind, name=name, size=size, sha256=sha256, num_features=spool.num_features)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
