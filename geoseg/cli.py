@@ -49,6 +49,9 @@ def main(debug: bool) -> None:
       geoseg check scene.tif                what geoseg sees in a file, and what it would refuse
       geoseg predict scene.tif --out out    masks of a file, a folder, a glob or s3://bucket/prefix
       geoseg train train.toml               a bundle from your own labels
+      geoseg vectorize out                  buildings as polygons, roads as a graph: GeoParquet beside the masks
+      geoseg catalogue out                  a STAC collection, items.parquet, one layer for QGIS
+      geoseg reproduce out/SCENE            make a published mask again from its item, and compare
       geoseg evaluate EVALUATE.toml         scores, error maps and pictures of labelled scenes
       geoseg verify out                     read everything published again and check it
       geoseg nightly JOB.toml               what is new or changed in the sources, and nothing else
@@ -566,6 +569,40 @@ def vectorize(out: str, scenes: tuple[str, ...], config: str | None, as_json: bo
     for line in [report.to_json()] if as_json else report.lines():
         click.echo(line)
     sys.exit(report.exit_code)
+
+
+@main.command()
+@click.argument("out")
+@click.option("--id", "name", help="Id of the collection.  [default: the last part of OUT]")
+@click.option("--title", help="Title of the collection.")
+@click.option("--description", help="What the collection holds, in a sentence.")
+@click.option("--licence", "--license", "licence", help="SPDX identifier: CC-BY-4.0.  [default: other]")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def catalogue(out: str, quiet: bool, **texts: str | None) -> None:
+    """Write a catalogue of OUT: a STAC collection, the items as GeoParquet, and mosaics that a GIS opens as one layer."""
+    from geoseg.catalogue import make_catalogue
+
+    made = make_catalogue(out, quiet=quiet, **texts)
+    click.echo("\n".join(made.lines()))
+    sys.exit(made.exit_code)
+
+
+@main.command()
+@click.argument("item")
+@click.option(
+    "--windows", type=click.IntRange(1), help="Make so many windows again, chosen by their places.  [default: all]"
+)
+@click.option("--aoi", help="The area of interest that the mask was cut to, in the same version.")
+@click.option("--picture", help="PNG of the window that differs most: image, published mask, the one made again.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def reproduce(item: str, windows: int | None, aoi: str | None, picture: str | None, as_json: bool, quiet: bool) -> None:
+    """Make the mask of ITEM (its item.json, or OUT/SCENE) again from what it says, and compare; exits 1 when they differ."""
+    from geoseg.reproduce import reproduce_item
+
+    told = reproduce_item(item, windows=windows, aoi=aoi, picture=picture, quiet=quiet)
+    click.echo(json.dumps(told.to_json(), indent=1) if as_json else "\n".join(told.lines()))
+    sys.exit(told.exit_code)
 
 
 @main.command("config-schema")

@@ -18,6 +18,7 @@ from geoseg.model.costs import peak_bytes, shadow_of
 from geoseg.model.network import Network
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
+from geoseg.predict.collection import VECTORS_NAME
 from geoseg.predict.drain import Drain
 from geoseg.predict.failure import Failure
 from geoseg.predict.ground import Ground, usual_shares
@@ -41,7 +42,6 @@ from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.versions import Versions
 from geoseg.raster.window import Window
-from geoseg.vector.item import VECTORS_NAME
 from geoseg.vectorize import VectorsJob, trace_scenes
 
 _SMALL_WINDOWS = 256

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from geoseg.config import ClusterConfig, Section, VectorsConfig, check, read_toml
 from geoseg.errors import ConflictError, NothingReadableError, StoreError
+from geoseg.predict.collection import VECTORS_NAME
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.lease import Lease
 from geoseg.predict.output import Output, list_output
@@ -24,7 +25,7 @@ from geoseg.predict.publish import read_item
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, describe
 from geoseg.raster.scene import Scene, SceneRef
-from geoseg.vector.item import VECTORS_NAME, LayerFile, TracedFrom, make_vectors_item
+from geoseg.vector.item import LayerFile, TracedFrom, make_vectors_item
 from geoseg.vector.layers import LayerSpool, convert
 from geoseg.vector.mosaic import join_scenes, of_scene
 from geoseg.vectorizing import Engine, Layers, Target, TracingProgress, trace_groups, trace_locally

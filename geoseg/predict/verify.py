@@ -13,6 +13,7 @@ from pystac.errors import STACError, STACValidationError
 from pystac.validation import validate_dict
 
 from geoseg.errors import AccessDeniedError, GeosegError, NothingReadableError
+from geoseg.predict.collection import COLLECTION_NAME, VECTORS_NAME, read_collection
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.publish import ITEM_NAME
 from geoseg.raster import store
@@ -23,7 +24,7 @@ _PIECE = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was checked, and a sentence for each fault; ``orphans`` are objects that no item names."""
+    """What was checked, and a sentence for each fault; ``orphans`` are objects that no item names, nor the collection."""
 
     num_items: int
     num_assets: int
@@ -43,6 +44,7 @@ class Verified:
 def verify_output(out: str) -> Verified:
     """Check every item under ``out``: valid STAC, each asset there, of its size and SHA-256, masks where the item says.
 
+    A scene's polygons and lines have an item of their own beside it, which is checked too, and so is a catalogue of the output.
     Raises NothingReadableError when there is no item, AccessDeniedError, StoreError.
     """
     root = store.normalize_uri(out).rstrip("/")
@@ -50,30 +52,65 @@ def verify_output(out: str) -> Verified:
     items = [uri for uri in found if store.base_name(uri) == ITEM_NAME]
     if not items:
         raise NothingReadableError(f"{store.redact(root)}: nothing is published there")
-    faults: list[str] = []
-    named: set[str] = set(items)
-    num_bytes = 0
-    for uri in items:
+    there = set(found)
+    beside = [store.join(uri.rsplit("/", 1)[0], VECTORS_NAME) for uri in items]
+    documents = dict.fromkeys(sorted({*items, *(uri for uri in beside if uri in there)}), STACObjectType.ITEM)
+    catalogue = store.join(root, COLLECTION_NAME)
+    if catalogue in there and _is_ours(catalogue):
+        documents[catalogue] = STACObjectType.COLLECTION
+    checked = _Checked(there, {*documents})
+    for uri, kind in documents.items():
+        checked.check(uri, kind)
+    orphans = tuple(uri for uri in found if uri not in checked.named)
+    return Verified(len(items), len(checked.named) - len(documents), checked.num_bytes, tuple(checked.faults), orphans)
+
+
+class _Checked:
+    """The objects that documents name, and what is wrong with them; ``there`` are those that are published."""
+
+    def __init__(self, there: set[str], named: set[str]) -> None:
+        self.there, self.named = there, named
+        self.faults: list[str] = []
+        self.num_bytes = 0
+
+    def check(self, uri: str, kind: STACObjectType) -> None:
+        """Check a document and its assets. Raises AccessDeniedError alone."""
         try:
             document = json.loads(store.read(uri))
-            faults += [f"{store.redact(uri)}: {sentence}" for sentence in _item_faults(document)]
+            self.faults += [f"{store.redact(uri)}: {sentence}" for sentence in _document_faults(document, kind)]
             for key, asset in document["assets"].items():
-                href = _href(uri, asset["href"])
-                if href in named:
-                    continue  # the model, which many items share
-                named.add(href)
-                num_bytes += int(asset["file:size"])
-                faults += [
-                    f"{store.redact(href)}: {sentence}" for sentence in _asset_faults(href, key, asset, document)
-                ]
+                self._check_asset(_href(uri, asset["href"]), key, asset, document)
+            lost = [_href(uri, link["href"]) for link in document["links"] if link["rel"] == "item"]
+            self.faults += [
+                f"{store.redact(uri)}: links {store.redact(href)}, which is not there; geoseg catalogue makes it anew"
+                for href in lost
+                if href not in self.there
+            ]
         except AccessDeniedError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            faults.append(f"{store.redact(uri)}: not an item of geoseg's: {error}")
+            self.faults.append(f"{store.redact(uri)}: not an item of geoseg's: {error}")
         except GeosegError as error:
-            faults.append(str(error))
-    orphans = tuple(uri for uri in found if uri not in named)
-    return Verified(len(items), len(named) - len(items), num_bytes, tuple(faults), orphans)
+            self.faults.append(str(error))
+
+    def _check_asset(self, href: str, key: str, asset: dict[str, Any], document: dict[str, Any]) -> None:
+        if href in self.named:
+            return  # the model, which many items share
+        self.named.add(href)
+        self.num_bytes += int(asset["file:size"])
+        told = store.redact(href)
+        sentence, info = file_fault(href, asset)
+        if sentence:
+            self.faults.append(f"{told}: {sentence}")
+        elif key in ("mask", "probabilities"):
+            self.faults += [f"{told}: {one}" for one in _raster_faults(href, info, document["properties"])]
+
+
+def _is_ours(catalogue: str) -> bool:
+    try:
+        return read_collection(catalogue) is not None
+    except GeosegError:
+        return False
 
 
 def _href(item_uri: str, href: str) -> str:
@@ -81,27 +118,28 @@ def _href(item_uri: str, href: str) -> str:
     return store.join(folder.rsplit("/", 1)[0], href[3:]) if href.startswith("../") else store.join(folder, href[2:])
 
 
-def _item_faults(document: dict[str, Any]) -> Iterator[str]:
+def _document_faults(document: dict[str, Any], kind: STACObjectType) -> Iterator[str]:
     """The core schema comes with pystac; those of the extensions are URLs, which are not fetched."""
     try:
-        validate_dict(document, stac_object_type=STACObjectType.ITEM, extensions=[])
+        validate_dict(document, stac_object_type=kind, extensions=[])
     except (STACError, STACValidationError, ValueError, KeyError) as error:
-        yield f"not a valid STAC item: {str(error).strip().splitlines()[0]}"
+        yield f"not a valid STAC {kind.name.lower()}: {str(error).strip().splitlines()[0]}"
 
 
-def _asset_faults(href: str, key: str, asset: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
+def file_fault(href: str, asset: dict[str, Any]) -> tuple[str, store.ObjectInfo]:
+    """What is wrong with the bytes of an asset, "" when they are those that were published, and what the store says of it.
+
+    Raises ObjectMissingError, SceneDeniedError, AccessDeniedError, StoreError.
+    """
     info = store.head(href)
     if info.size != asset["file:size"]:
-        yield f"has {info.size} bytes, the item says {asset['file:size']}"
-        return
+        return f"has {info.size} bytes, the item says {asset['file:size']}", info
     digest = hashlib.sha256()
     for start in range(0, info.size, _PIECE):
         digest.update(store.read_ranges(href, [(start, min(info.size, start + _PIECE))], etag=info.etag)[0])
     if "1220" + digest.hexdigest() != asset["file:checksum"]:
-        yield "its SHA-256 is not the item's: the object was damaged or changed"
-        return
-    if key in ("mask", "probabilities"):
-        yield from _raster_faults(href, info, document["properties"])
+        return "its SHA-256 is not the item's: the object was damaged or changed", info
+    return "", info
 
 
 def _raster_faults(href: str, info: store.ObjectInfo, properties: dict[str, Any]) -> Iterator[str]:

@@ -98,6 +98,17 @@ def decode_block(body: bytes, num_bands: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(zlib.decompress(body), np.uint8).reshape(BLOCK, BLOCK, num_bands).transpose(2, 0, 1)
 
 
+def decode_window(blocks: list[Block], window: Window, num_bands: int) -> npt.NDArray[np.uint8]:
+    """Pixels (band, row, col) of a write window from the blocks that ``encode_window`` made of it."""
+    pixels = np.full((num_bands, window.height, window.width), NODATA, np.uint8)
+    for level, row, col, body in blocks:
+        if level == 0:
+            top, left = row * BLOCK - window.row_off, col * BLOCK - window.col_off
+            part = pixels[:, top : top + BLOCK, left : left + BLOCK]
+            part[:] = decode_block(body, num_bands)[:, : part.shape[1], : part.shape[2]]
+    return pixels
+
+
 def pack_blocks(header: dict[str, Any], blocks: list[Block]) -> bytes:
     """Encoded blocks and a JSON header as one self-describing run of bytes."""
     table = [[level, row, col, len(body)] for level, row, col, body in blocks]

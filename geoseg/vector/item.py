@@ -15,7 +15,6 @@ from pystac.extensions.table import Column, TableExtension
 
 from geoseg.vector.layers import BBOX, GEOMETRY, LayerKind
 
-VECTORS_NAME = "vectors.json"
 VECTORS_VERSION = 1  # of the ways to trace; a new one makes all vectors anew
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 _MEDIA = {
