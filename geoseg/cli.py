@@ -119,6 +119,7 @@ def _how_to_read(command: Any) -> Any:
 @click.option("--tile", type=int, help="Side of the squares that a network from outside is run on.")
 @click.option("--max-seam-score", type=float, help="Do not publish a scene whose blended tiles show more than this.")
 @click.option("--probabilities", is_flag=True, default=None, help="Also publish the probability of each class.")
+@click.option("--uncertainty", type=click.Choice(["entropy", "margin"]), help="Also publish how unsure each pixel is.")
 @click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
 @click.option("--batch", type=int, help="Windows per forward pass.")
 @click.option("--workers", type=int, help="Workers of the cluster.")

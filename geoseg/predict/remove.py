@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from geoseg.predict.output import Output
 from geoseg.raster import store
 
-_ASSET = re.compile(r"(?:mask|probabilities|thumbnail)-[0-9a-f]{16}\.(?:tif|png)")
+_ASSET = re.compile(r"(?:mask|probabilities|uncertainty|thumbnail)-[0-9a-f]{16}\.(?:tif|png)")
 
 
 def remove_scene(output: Output, scene_id: str, check: Callable[[], None]) -> None:

@@ -100,7 +100,7 @@ def _asset_faults(href: str, key: str, asset: dict[str, Any], document: dict[str
     if "1220" + digest.hexdigest() != asset["file:checksum"]:
         yield "its SHA-256 is not the item's: the object was damaged or changed"
         return
-    if key in ("mask", "probabilities"):
+    if key in ("mask", "probabilities", "uncertainty"):
         yield from _raster_faults(href, info, document["properties"])
 
 
