@@ -534,6 +534,27 @@ def doctor(uris: tuple[str, ...]) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+@main.command("worth-labelling")
+@click.argument("out")
+@click.option("--to", required=True, help="GeoParquet file to write: a path or a URI that ends in .parquet.")
+@click.option("--top", default=50, show_default=True, help="How many squares.")
+@click.option("--chip", default=256, show_default=True, help="Side of a square in pixels of its scene.")
+@click.option("--chip-m", type=float, help="Side in metres instead, for scenes with pixels of different sizes.")
+@click.option("--spacing", default=1, show_default=True, help="Least pixels between squares of a scene; 0: may touch.")
+@click.option("--scene-share", default=0.2, show_default=True, help="Most that one of several scenes gives.")
+@click.option("--min-valid", default=0.5, show_default=True, help="Least share of a square's pixels that are valid.")
+@click.option("--picture", help="Also draw the first twelve: image, mask, uncertainty (.jpg or .png).")
+def worth_labelling(out: str, to: str, picture: str | None, **wanted: Any) -> None:
+    """List the squares of OUT of which the network is least certain; it was predicted with --uncertainty."""
+    from geoseg.evaluate.worth_labelling import Wanted, list_worth_labelling
+
+    worth = list_worth_labelling(out, Wanted(**wanted), to=to, picture=picture)
+    click.echo("\n".join(worth.lines()))
+    for sentence in worth.remarks:
+        click.echo(sentence, err=True)
+    sys.exit(worth.exit_code)
+
+
 @main.command("config-schema")
 def config_schema() -> None:
     """Print the JSON Schema of a job file."""
