@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from geoseg.errors import SceneReadError
 from geoseg.raster import store
+from geoseg.raster.cog import NODATA
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.grid import Grid
 from geoseg.raster.scene import SceneRef
@@ -112,7 +113,8 @@ class UncertainScene:
                 f"{self.scene_id}: {store.redact(self._mask.scene.uri)} is not the mask of its uncertainty; geoseg verify tells "
                 "more"
             )
-        return unsure.pixels[0], mask.pixels[0]
+        unsure_hw, mask_hw = (np.where(one.valid, one.pixels[0], np.uint8(NODATA)) for one in (unsure, mask))
+        return unsure_hw, mask_hw
 
 
 def best_squares(scene: UncertainScene, lattice: Lattice, most: int) -> list[Square]:
@@ -157,7 +159,7 @@ def _squares_of(
     """The squares of a tile that have enough valid pixels and at least this score."""
     unsure_hw, mask_hw = scene.read(tile)
     row, rows, col, cols = squares
-    valid_hw = mask_hw != 255
+    valid_hw = mask_hw != NODATA
     valid = _sums(valid_hw, lattice.step, rows, cols)
     steps = _sums(np.where(valid_hw, unsure_hw, 0), lattice.step, rows, cols)
     classes_c = np.stack([_sums(mask_hw == value, lattice.step, rows, cols) for value in range(scene.num_classes)])
