@@ -1,7 +1,8 @@
 """The uncertainty and the mask of a scene in, its least certain squares out; tile by tile, so memory is flat.
 
-Squares lie on a lattice of the scene's own pixels, from its top-left corner, half a square apart: so no sum of one depends on
-how the scene was cut when it was predicted, or is when it is read. Legend of axes: c classes, h rows, w columns.
+Squares lie on a lattice of the scene's own pixels, half a square apart from its top-left corner on, the last ones flush with its
+far edges: so no sum of one depends on how the scene was cut when it was predicted, or is when it is read.
+Legend of axes: c classes, h rows, w columns.
 """
 
 from __future__ import annotations
@@ -26,16 +27,12 @@ _TILE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """A square of a scene, clipped to it: sum of the uncertainty in steps, valid pixels, and those of each class.
-
-    ``whole`` is how many pixels a square in the middle of the scene has.
-    """
+    """A square of a scene, no larger than that: the sum of its uncertainty in steps, its valid pixels, and those of each class."""
 
     scene_id: str
     window: Window
     steps: int
     valid: int
-    whole: int
     classes: tuple[int, ...]
 
     @property
@@ -45,8 +42,8 @@ class Square:
 
     @property
     def share_valid(self) -> float:
-        """Valid pixels as a share of a whole square."""
-        return self.valid / self.whole
+        """Valid pixels as a share of the square's."""
+        return self.valid / (self.window.width * self.window.height)
 
     @property
     def place(self) -> tuple[float, str, int, int]:
@@ -71,14 +68,15 @@ class Lattice:
         """Pixels from a square to the next."""
         return self.chip // 2
 
-    def places(self, size: int) -> int:
-        """How many squares begin along an axis: as many as it takes to cover it, the last reaching less than a step past it."""
-        return max(1, -(-size // self.step) - 1)
+    def places(self, size: int) -> list[int]:
+        """Where squares begin along an axis."""
+        last = max(0, size - self.chip)
+        return [*range(0, last, self.step), last]
 
     @property
-    def reach(self) -> int:
-        """Squares that lie at most so many steps from another along both axes are too near to it."""
-        return -(-(self.chip + self.spacing) // self.step) - 1
+    def num_near(self) -> int:
+        """How many places along an axis are too near to one of them at most, itself among them and one that is flush."""
+        return 2 * -(-(self.chip + self.spacing) // self.step)
 
     def are_near(self, one: Square, other: Square) -> bool:
         """Whether two squares of a scene overlap or have too few pixels between them."""
@@ -120,12 +118,13 @@ class UncertainScene:
 def best_squares(scene: UncertainScene, lattice: Lattice, most: int) -> list[Square]:
     """Up to ``most`` squares of a scene, the least certain first: each the best of those that are not near a better one.
 
-    Memory holds a tile of about 1024 pixels a side, or three steps, and the squares that may still be among them.
+    Memory holds a tile of about 1024 pixels a side, or one square, and the squares that may still be among them.
     """
-    best = _Best(most * (2 * lattice.reach + 1) ** 2)  # each that is taken rules out so many at most, itself among them
-    for window, squares in _tiles(scene.grid, lattice):
-        if scene.is_stored(window):
-            best.add(_squares_of(scene, lattice, window, squares, best.least_score))
+    best = _Best(most * lattice.num_near**2)  # each that is taken rules out so many at most, itself among them
+    for rows, cols in _tiles(scene.grid, lattice):
+        tile = _around(scene.grid, lattice, rows, cols)
+        if scene.is_stored(tile):
+            best.add(_squares_of(scene, lattice, tile, (rows, cols), best.least_score))
     chosen: list[Square] = []
     for one in best.sorted():
         if len(chosen) == most:
@@ -135,56 +134,66 @@ def best_squares(scene: UncertainScene, lattice: Lattice, most: int) -> list[Squ
     return chosen
 
 
-def _tiles(grid: Grid, lattice: Lattice) -> Iterator[tuple[Window, tuple[int, int, int, int]]]:
-    """Windows to read, and the squares of each that begin in it: first row, rows, first column, columns of the lattice.
+def _tiles(grid: Grid, lattice: Lattice) -> Iterator[tuple[list[int], list[int]]]:
+    """Where the squares begin (rows, columns) that are looked at together.
 
-    A tile takes one step more than the squares that begin in it, which reach into the next. Tiles come in columns of a few side
-    by side, so that the blocks under their common borders are decoded once.
+    Tiles come in columns of a few side by side, so that the blocks under their common borders are decoded once.
     """
-    step = lattice.step
-    side = max(2, _TILE // step)
-    num_rows, num_cols = lattice.places(grid.height), lattice.places(grid.width)
-    for first_col in range(0, num_cols, ACROSS * side):
-        for row in range(0, num_rows, side):
-            for col in range(first_col, min(first_col + ACROSS * side, num_cols), side):
-                rows, cols = min(side, num_rows - row), min(side, num_cols - col)
-                height = min((row + rows + 1) * step, grid.height) - row * step
-                width = min((col + cols + 1) * step, grid.width) - col * step
-                yield Window(col * step, row * step, width, height), (row, rows, col, cols)
+    side = max(1, _TILE // lattice.step)
+    rows, cols = lattice.places(grid.height), lattice.places(grid.width)
+    for first_col in range(0, len(cols), ACROSS * side):
+        for row in range(0, len(rows), side):
+            for col in range(first_col, min(first_col + ACROSS * side, len(cols)), side):
+                yield rows[row : row + side], cols[col : col + side]
+
+
+def _around(grid: Grid, lattice: Lattice, rows: list[int], cols: list[int]) -> Window:
+    """The window over all squares that begin at these rows and columns."""
+    height, width = (
+        min(places[-1] + lattice.chip, size) - places[0] for places, size in ((rows, grid.height), (cols, grid.width))
+    )
+    return Window(cols[0], rows[0], width, height)
 
 
 def _squares_of(
-    scene: UncertainScene, lattice: Lattice, tile: Window, squares: tuple[int, int, int, int], least_score: float
+    scene: UncertainScene, lattice: Lattice, tile: Window, places: tuple[list[int], list[int]], least_score: float
 ) -> Iterator[Square]:
     """The squares of a tile that have enough valid pixels and at least this score."""
     unsure_hw, mask_hw = scene.read(tile)
-    row, rows, col, cols = squares
+    rows, cols = (np.array(each) - first for each, first in zip(places, (tile.row_off, tile.col_off), strict=True))
+    size = min(lattice.chip, scene.grid.height), min(lattice.chip, scene.grid.width)
     valid_hw = mask_hw != NODATA
-    valid = _sums(valid_hw, lattice.step, rows, cols)
-    steps = _sums(np.where(valid_hw, unsure_hw, 0), lattice.step, rows, cols)
-    classes_c = np.stack([_sums(mask_hw == value, lattice.step, rows, cols) for value in range(scene.num_classes)])
-    height, width = scene.grid.height, scene.grid.width
-    whole = min(lattice.chip, height) * min(lattice.chip, width)
-    enough = (valid >= max(1.0, lattice.min_valid * whole)) & (steps / np.maximum(valid, 1) / STEPS >= least_score)
+    valid = _sums(valid_hw, rows, cols, size)
+    steps = _sums(np.where(valid_hw, unsure_hw, 0), rows, cols, size)
+    classes_c = np.stack([_sums(mask_hw == value, rows, cols, size) for value in range(scene.num_classes)])
+    enough = valid >= max(1.0, lattice.min_valid * size[0] * size[1])
+    enough &= steps / np.maximum(valid, 1) / STEPS >= least_score
     for down, across in np.argwhere(enough).tolist():
-        row_off, col_off = (row + down) * lattice.step, (col + across) * lattice.step
-        size = min(lattice.chip, width - col_off), min(lattice.chip, height - row_off)
         yield Square(
             scene_id=scene.scene_id,
-            window=Window(col_off, row_off, *size),
+            window=Window(places[1][across], places[0][down], size[1], size[0]),
             steps=int(steps[down, across]),
             valid=int(valid[down, across]),
-            whole=whole,
             classes=tuple(classes_c[:, down, across].tolist()),
         )
 
 
-def _sums(values_hw: NDArray[np.bool_] | NDArray[np.uint8], step: int, rows: int, cols: int) -> NDArray[np.int64]:
-    """Sums over squares of 2 x 2 cells of ``step`` pixels, of which ``rows`` x ``cols`` begin in a tile."""
-    padded = np.zeros(((rows + 1) * step, (cols + 1) * step), values_hw.dtype)
-    padded[: values_hw.shape[0], : values_hw.shape[1]] = values_hw
-    cells: NDArray[np.int64] = padded.reshape(rows + 1, step, cols + 1, step).sum((1, 3), dtype=np.int64)
-    return cells[:-1, :-1] + cells[1:, :-1] + cells[:-1, 1:] + cells[1:, 1:]
+def _sums(
+    values_hw: NDArray[np.bool_] | NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    size: tuple[int, int],
+) -> NDArray[np.int64]:
+    """Sums over windows of a size that begin at these rows and columns, by a table of sums (Crow 1984).
+
+    The table may wrap at 2^32; a square's own sum stays below, so the difference is right.
+    """
+    table = np.zeros((values_hw.shape[0] + 1, values_hw.shape[1] + 1), np.uint32)
+    np.cumsum(values_hw, axis=0, dtype=np.uint32, out=table[1:, 1:])
+    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
+    top, bottom = table[rows], table[rows + size[0]]
+    sums = bottom[:, cols + size[1]] - bottom[:, cols] - top[:, cols + size[1]] + top[:, cols]
+    return sums.astype(np.int64)
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ from geoseg.raster.scene import SceneRef, list_scenes
 from geoseg.raster.synthetic import synthetic_image
 from geoseg.run import make_run_spec, plan_job
 
-SHAPE = (700, 1100)
+SHAPE = (560, 900)
 KINDS = ("entropy", "margin")
 TEMPERATURE = 0.3
 
@@ -153,16 +153,17 @@ def test_not_a_byte_depends_on_the_cut(way: str, kind: str, scene: Path, bundle:
     with stand_in():
         if way == "blended":
             bundle = str(outside_bundle(tmp_path / "bundle", "gated"))
-        for place, cut in enumerate(({"window": 512}, {"window": 1024, "batch": 3}, {"window": 2048})):
+        for place, cut in enumerate(({"window": 512, "batch": 3}, {"window": 1024})):
             torch.set_num_threads(1 + place % 2)
             predict(scene, tmp_path / str(place), bundle, uncertainty=kind, **WAYS[way], **cut)
             told.append(digests(tmp_path / str(place)))
     torch.set_num_threads(before)
-    assert told[0] == told[1] == told[2], "masks, uncertainty, and items with their means"
+    assert told[0] == told[1], "masks, uncertainty, and items with their means"
     assert len(np.unique(layer(tmp_path / "0"))) > 100
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ray_changes_nothing(scene: Path, bundle: str, tmp_path: Path) -> None:
     predict(scene, tmp_path / "loop", bundle, uncertainty="entropy")
     predict(scene, tmp_path / "ray", bundle, uncertainty="entropy", engine="ray", workers=2)
@@ -176,7 +177,7 @@ def test_of_a_stack_and_outside_an_area(tmp_path: Path) -> None:
         for name, gain in (("a", 1.0), ("b", 0.8))
     ]
     bundle = str(seeded_bundle(tmp_path / "bundle", name="unet3d", dates=2, depth=1))
-    right, bottom = AFFINE * (200, 150)
+    right, bottom = AFFINE.c + 200 * AFFINE.a, AFFINE.f + 150 * AFFINE.e
     ring = [[AFFINE.c, AFFINE.f], [right, AFFINE.f], [right, bottom], [AFFINE.c, bottom], [AFFINE.c, AFFINE.f]]
     lons, lats = rasterio.warp.transform("EPSG:25832", "EPSG:4326", *zip(*ring, strict=True))
     area = {"type": "Polygon", "coordinates": [[list(each) for each in zip(lons, lats, strict=True)]]}
