@@ -84,14 +84,13 @@ def class_uncertainty(
     """How unsure each pixel's class is, 0 to 1 in steps of 1/254 (uint8, row, col); 255 where ``valid_hw`` is False.
 
     Of the probabilities p at the bundle's temperature: the entropy ``-sum p ln p`` over ``ln`` of the number of classes, or 1
-    less the margin between the two largest (Scheffer et al. 2001). It is computed in double precision, where a vectorised
-    exponential that rounds otherwise at the end of a row than inside it changes no step.
+    less the margin between the two largest (Scheffer et al. 2001); thresholds have no say. It is computed in double
+    precision, where an exponential that rounds otherwise at the end of a row than inside it changes no step, and in strips,
+    since doubles of a whole window would be its peak of memory.
     """
     num_classes = len(logits_chw)
     steps_hw = np.empty(valid_hw.shape, np.uint8)
-    for row in range(
-        0, len(steps_hw), _STRIP_ROWS
-    ):  # in strips, since doubles of a whole window would be its peak of memory
+    for row in range(0, len(steps_hw), _STRIP_ROWS):
         chances_chw = (logits_chw[:, row : row + _STRIP_ROWS].double() / description.temperature).softmax(0)
         if kind == "entropy":
             unsure_hw = torch.special.entr(chances_chw).sum(0) / math.log(num_classes)

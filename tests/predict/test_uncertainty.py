@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -205,12 +206,12 @@ def published_pixels(path: str) -> npt.NDArray[np.uint8]:
 def test_windows_without_data_are_skipped_and_a_scene_without_any_has_no_mean(bundle: str, tmp_path: Path) -> None:
     pixels = np.zeros((3, 600, 1200), np.uint8)
     pixels[:, :80, :90] = 120
-    for name, image in (("some", pixels), ("none", np.zeros_like(pixels))):
-        path = write_scene(tmp_path / f"{name}.tif", image, nodata=0, SPARSE_OK=True)
+    for name, image in (("some", pixels), ("stored", pixels), ("none", np.zeros_like(pixels))):
+        path = write_scene(tmp_path / f"{name}.tif", image, nodata=0, SPARSE_OK=name != "stored")
         item = predict(path, tmp_path / name, bundle, uncertainty="margin")
         steps = layer(tmp_path / name)
         np.testing.assert_array_equal(steps != 255, image[0] != 0)
-        assert ("mean" in item["properties"]["geoseg:uncertainty"]) == (name == "some")
+        assert ("mean" in item["properties"]["geoseg:uncertainty"]) == (name != "none")
         assert not verify_output(str(tmp_path / name)).faults
 
 
@@ -231,6 +232,13 @@ def test_the_item_and_the_file_say_what_it_is(scene: Path, bundle: str, tmp_path
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     (fault,) = verify_output(str(tmp_path / "out")).faults
     assert path.name in fault
+    write_scene(path, np.zeros((1, 30, 40), np.uint8))
+    asset |= {
+        "file:size": path.stat().st_size,
+        "file:checksum": "1220" + hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    (tmp_path / "out" / "scene" / "item.json").write_text(json.dumps(item))
+    assert any("40 x 30, the item says" in fault for fault in verify_output(str(tmp_path / "out")).faults)
 
 
 def test_without_it_nothing_is_other_than_before(scene: Path, bundle: str, tmp_path: Path) -> None:
@@ -307,7 +315,8 @@ def test_a_plan_accounts_for_it(scene: Path, bundle: str, tmp_path: Path) -> Non
         for kind in (None, "entropy")
     )
     assert asked.bytes_to_write - plain.bytes_to_write == plain.pixels
-    assert 1 << 20 < asked.memory_bytes - plain.memory_bytes < 32 << 20
+    waiting, strips = 3 * SHAPE[0] * SHAPE[1], 4 * 8 * 3 * 128 * SHAPE[1]
+    assert asked.memory_bytes - plain.memory_bytes == waiting + strips
 
 
 def test_another_kind_is_refused() -> None:
