@@ -196,14 +196,14 @@ def find_worth_labelling(out: str, wanted: Wanted) -> Worth:
             f"{store.redact(root)}: no square has {wanted.min_valid:.0%} of its pixels valid; take a smaller --chip or "
             f"--min-valid{''.join(f'. {one}' for one in remarks)}"
         )
-    squares = _choose(found, wanted.top, most)
-    if len(squares) < wanted.top:
+    chosen = _choose(found, wanted.top, most)
+    if len(chosen) < wanted.top:
         remarks.append(
             f"no more squares are apart from these, {wanted.min_valid:.0%} valid, and within the {most} that a scene may give; "
             "take a smaller --chip, --spacing or --min-valid, or a larger --scene-share"
         )
     return Worth(
-        squares=tuple(squares),
+        squares=tuple(chosen),
         kind=scenes[0].kind,
         num_scenes=len(scenes),
         num_failed=num_failed,
