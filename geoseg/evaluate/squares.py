@@ -118,7 +118,7 @@ class UncertainScene:
 def best_squares(scene: UncertainScene, lattice: Lattice, most: int) -> list[Square]:
     """Up to ``most`` squares of a scene, the least certain first: each the best of those that are not near a better one.
 
-    Memory holds a tile of about 1024 pixels a side, or one square, and the squares that may still be among them.
+    Memory holds a tile of about 1024 pixels a side, or one and a half squares, and the squares that may still be among them.
     """
     best = _Best(most * lattice.num_near**2)  # each that is taken rules out so many at most, itself among them
     for rows, cols in _tiles(scene.grid, lattice):
@@ -139,7 +139,7 @@ def _tiles(grid: Grid, lattice: Lattice) -> Iterator[tuple[list[int], list[int]]
 
     Tiles come in columns of a few side by side, so that the blocks under their common borders are decoded once.
     """
-    side = max(1, _TILE // lattice.step)
+    side = max(2, _TILE // lattice.step)
     rows, cols = lattice.places(grid.height), lattice.places(grid.width)
     for first_col in range(0, len(cols), ACROSS * side):
         for row in range(0, len(rows), side):
@@ -184,16 +184,18 @@ def _sums(
     cols: NDArray[np.int64],
     size: tuple[int, int],
 ) -> NDArray[np.int64]:
-    """Sums over windows of a size that begin at these rows and columns, by a table of sums (Crow 1984).
+    """Sums over windows of a size that begin at these rows and columns, the last of which ends where the values do.
 
-    The table may wrap at 2^32; a square's own sum stays below, so the difference is right.
+    Values are summed up between the places where a window begins or ends, what is left by a table of sums (Crow 1984).
     """
-    table = np.zeros((values_hw.shape[0] + 1, values_hw.shape[1] + 1), np.uint32)
-    np.cumsum(values_hw, axis=0, dtype=np.uint32, out=table[1:, 1:])
-    np.cumsum(table[1:, 1:], axis=1, out=table[1:, 1:])
-    top, bottom = table[rows], table[rows + size[0]]
-    sums = bottom[:, cols + size[1]] - bottom[:, cols] - top[:, cols + size[1]] + top[:, cols]
-    return sums.astype(np.int64)
+    edges = [np.unique([starts, starts + side]) for starts, side in zip((rows, cols), size, strict=True)]
+    by_row = np.add.reduceat(values_hw, edges[0][:-1], axis=0, dtype=np.int64)
+    cells = np.add.reduceat(by_row, edges[1][:-1], axis=1)
+    table = np.pad(cells.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    top, bottom = (table[np.searchsorted(edges[0], each)] for each in (rows, rows + size[0]))
+    left, right = (np.searchsorted(edges[1], each) for each in (cols, cols + size[1]))
+    sums: NDArray[np.int64] = bottom[:, right] - bottom[:, left] - top[:, right] + top[:, left]
+    return sums
 
 
 @dataclass(slots=True)
