@@ -131,11 +131,12 @@ def test_the_best_squares_of_a_scene_are_those_that_a_plain_loop_finds(out: Path
 def test_so_they_are_on_any_scene(
     shape: tuple[int, int], chip: int, spacing: int, most: int, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Few levels of uncertainty, so that many squares are of one worth; blocks without data among them."""
+    """Few levels of uncertainty, so that many squares are of one worth."""
     folder = tmp_path_factory.mktemp("any")
     rng = np.random.default_rng(seed)
     coarse = rng.choice(np.array([0, 3, 254, 255], np.uint8), size=(-(-shape[0] // 64), -(-shape[1] // 64)))
     unsure = np.kron(coarse, np.ones((64, 64), np.uint8))[: shape[0], : shape[1]]
+    unsure[:512, 512:1024] = 255  # a whole block, which the file does not hold
     mask = np.where(unsure == 255, 255, rng.integers(0, 3, shape)).astype(np.uint8)
     for name, pixels in (("unsure", unsure), ("mask", mask)):
         write_layer(folder / name, pixels)
