@@ -50,6 +50,7 @@ def main(debug: bool) -> None:
       geoseg predict scene.tif --out out    masks of a file, a folder, a glob or s3://bucket/prefix
       geoseg train train.toml               a bundle from your own labels
       geoseg vectorize out                  buildings as polygons, roads as a graph: GeoParquet beside the masks
+      geoseg worth-labelling out --to F     the squares of which the network is least certain
       geoseg catalogue out                  a STAC collection, items.parquet, one layer for QGIS
       geoseg reproduce out/SCENE            make a published mask again from its item, and compare
       geoseg evaluate EVALUATE.toml         scores, error maps and pictures of labelled scenes
@@ -122,6 +123,7 @@ def _how_to_read(command: Any) -> Any:
 @click.option("--tile", type=int, help="Side of the squares that a network from outside is run on.")
 @click.option("--max-seam-score", type=float, help="Do not publish a scene whose blended tiles show more than this.")
 @click.option("--probabilities", is_flag=True, default=None, help="Also publish the probability of each class.")
+@click.option("--uncertainty", type=click.Choice(["entropy", "margin"]), help="Also publish how unsure each pixel is.")
 @click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
 @click.option("--batch", type=int, help="Windows per forward pass.")
 @click.option("--workers", type=int, help="Workers of the cluster.")
@@ -603,6 +605,27 @@ def reproduce(item: str, windows: int | None, aoi: str | None, picture: str | No
     told = reproduce_item(item, windows=windows, aoi=aoi, picture=picture, quiet=quiet)
     click.echo(json.dumps(told.to_json(), indent=1) if as_json else "\n".join(told.lines()))
     sys.exit(told.exit_code)
+
+
+@main.command("worth-labelling")
+@click.argument("out")
+@click.option("--to", required=True, help="GeoParquet file to write: a path or a URI that ends in .parquet.")
+@click.option("--top", default=50, show_default=True, help="How many squares.")
+@click.option("--chip", default=256, show_default=True, help="Side of a square in pixels of its scene.")
+@click.option("--chip-m", type=float, help="Side in metres instead, for scenes with pixels of different sizes.")
+@click.option("--spacing", default=1, show_default=True, help="Least pixels between squares of a scene; 0: may touch.")
+@click.option("--scene-share", default=0.2, show_default=True, help="Most that one of several scenes gives.")
+@click.option("--min-valid", default=0.5, show_default=True, help="Least share of a square's pixels that are valid.")
+@click.option("--picture", help="Also draw the first twelve: image, mask, uncertainty (.jpg or .png).")
+def worth_labelling(out: str, to: str, picture: str | None, **wanted: Any) -> None:
+    """List the squares of OUT of which the network is least certain; it was predicted with --uncertainty."""
+    from geoseg.evaluate.worth_labelling import Wanted, list_worth_labelling
+
+    worth = list_worth_labelling(out, Wanted(**wanted), to=to, picture=picture)
+    click.echo("\n".join(worth.lines()))
+    for sentence in worth.remarks:
+        click.echo(sentence, err=True)
+    sys.exit(worth.exit_code)
 
 
 @main.command("config-schema")

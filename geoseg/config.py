@@ -35,7 +35,7 @@ else:
 _T = TypeVar("_T", bound=BaseModel)
 DEFAULT_BUNDLE = "roads-buildings"
 _Metres = Annotated[FiniteFloat, Field(ge=0)]
-_CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile"})
+_CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile", "uncertainty"})
 
 
 class Section(BaseModel):
@@ -57,7 +57,9 @@ class PredictConfig(Section):
     down-sampled by each of these factors; (2,) alone is a detour over half the resolution. ``resampling``: how a pyramid
     goes down and back up; ``bilinear`` unless said otherwise. ``tile``: side of the squares on which a network from
     outside is run, in pixels of the work grid. ``max_seam_score``: a scene whose tiles disagree more times as often
-    at their borders as inside is not published. ``window``: side of a write window in pixels of the scene.
+    at their borders as inside is not published. ``probabilities``: publish those of each class too. ``uncertainty``: publish
+    how unsure the network is of each pixel, by the ``entropy`` of the classes' probabilities or the ``margin`` between the
+    two largest. ``window``: side of a write window in pixels of the scene.
     ``batch``: windows per forward pass.
     """
 
@@ -76,6 +78,7 @@ class PredictConfig(Section):
     tile: Annotated[int, Field(ge=2, le=8192)] | None = None
     max_seam_score: Annotated[FiniteFloat, Field(gt=0)] | None = None
     probabilities: bool = False
+    uncertainty: Literal["entropy", "margin"] | None = None
     window: Literal[512, 1024, 2048, 4096, 8192] | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
 

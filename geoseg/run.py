@@ -27,6 +27,7 @@ from geoseg.predict.index import Known, read_index
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, MaskFinder, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
+from geoseg.predict.mask import uncertainty_bytes
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.output import list_output
 from geoseg.predict.page import write_page
@@ -46,6 +47,7 @@ from geoseg.vectorize import VectorsJob, trace_scenes
 
 _SMALL_WINDOWS = 256
 _LOOK_AHEAD_SCENES = 16
+_WAITING = 3  # batches whose layers are in hand: one is computed, up to two wait to be stored
 _OF_LIBRARIES = 112 << 20  # scratch memory of a forward pass, encoders, what is in flight
 
 
@@ -263,7 +265,7 @@ def plan_job(job: Job) -> JobPlan:
         windows=windows,
         pixels=pixels,
         bytes_to_read=bytes_to_read,
-        bytes_to_write=pixels // 25 * (1 + len(run.description.classes) * 5 * run.config.probabilities),
+        bytes_to_write=pixels // 25 * (1 + 5 * _num_probabilities(run)) + pixels * bool(run.config.uncertainty),
         memory_bytes=memory_bytes,
     )
 
@@ -297,7 +299,21 @@ def _memory_bytes(plan: ScenePlan, run: RunSpec, shadow: Network) -> int:
         tiled_bytes = 4 * around.height * around.width * (run.description.num_channels + len(run.description.classes))
         shape = (1, run.description.num_channels, run.tiling.tile, run.tiling.tile)
     read_ahead = 6 * around.height * around.width * (len(plan.bands) + 1) * run.description.dates
-    return peak_bytes(shadow, shape) + tiled_bytes + read_ahead + cache_bytes(plan.decoded_bytes) + _OF_LIBRARIES
+    caches = cache_bytes(plan.decoded_bytes)
+    return peak_bytes(shadow, shape) + tiled_bytes + read_ahead + _layer_bytes(plan, run) + caches + _OF_LIBRARIES
+
+
+def _layer_bytes(plan: ScenePlan, run: RunSpec) -> int:
+    """Layers beside the mask: of the windows that wait to be stored, and the doubles from which uncertainty is made."""
+    grid = plan.scene.grid
+    height, width = min(plan.window, grid.height), min(plan.window, grid.width)
+    num_bands = _num_probabilities(run) + bool(run.config.uncertainty)
+    waiting = num_bands * height * width * _WAITING * (run.config.batch or 1)
+    return waiting + uncertainty_bytes(width, len(run.description.classes)) * bool(run.config.uncertainty)
+
+
+def _num_probabilities(run: RunSpec) -> int:
+    return len(run.description.classes) if run.config.probabilities else 0
 
 
 def check_job(job: Job) -> list[Checked]:

@@ -56,7 +56,13 @@ def test_the_schema_knows_every_section() -> None:
 
 def test_every_setting_of_pixels_is_in_the_fingerprint_and_no_other() -> None:
     all_in_use = PredictConfig(
-        warp_stacks=True, prune=1, flips_and_turns=True, pyramid=(1, 2), tile=512, max_seam_score=2
+        warp_stacks=True,
+        prune=1,
+        flips_and_turns=True,
+        pyramid=(1, 2),
+        tile=512,
+        max_seam_score=2,
+        uncertainty="entropy",
     )
     left_out = {"window", "batch", "aoi", "max_seam_score"}
     assert set(PredictConfig.model_fields) - set(all_in_use.pixel_settings()) == left_out
@@ -86,9 +92,11 @@ def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_chan
             {"pyramid": (2,), "resampling": "nearest"},
             {"pyramid": (2,), "flips_and_turns": True},
             {"tile": 512},
+            {"uncertainty": "entropy"},
+            {"uncertainty": "margin"},
         )
     ]
-    assert len({json.dumps(settings) for settings in [before, *told]}) == 9
+    assert len({json.dumps(settings) for settings in [before, *told]}) == 11
 
 
 def test_bilinear_said_or_not_is_the_same_pyramid() -> None:

@@ -264,6 +264,7 @@ def test_a_scene_of_nothing_has_no_scores(town: Town, tmp_path: Path) -> None:
             "no class 'house'",
         ),
         ({"predict": {"probabilities": True}}, "no effect on an evaluation"),
+        ({"predict": {"uncertainty": "margin"}}, "no effect on an evaluation"),
         ({"predict": {"bands": [1, 2]}}, "must name 3 bands"),
         ({"source_name": 1}, "there is no setting 'source_name'; did you mean 'source'"),
     ],

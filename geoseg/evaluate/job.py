@@ -50,8 +50,8 @@ class EvaluationJob(Section):
         names = [source.name for source in self.source]
         if len(set(names)) < len(names):
             raise ValueError(f"sources need names of their own, got {', '.join(names)}")
-        if self.predict.probabilities or self.predict.batch:
-            raise ValueError("probabilities and batch have no effect on an evaluation; leave them out")
+        if self.predict.probabilities or self.predict.uncertainty or self.predict.batch:
+            raise ValueError("probabilities, uncertainty and batch have no effect on an evaluation; leave them out")
         return self
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +16,7 @@ from geoseg.raster.cog import NODATA
 from geoseg.raster.window import Window
 
 PROBABILITY_STEPS = 254
+_STRIP_ROWS = 128
 
 
 def to_scene_pixels(logits_chw: Tensor, stitching: Stitching, core: Window, write: Window) -> Tensor:
@@ -69,3 +73,39 @@ def class_probabilities(
         logits_chw = logits_chw / description.temperature
     steps = (logits_chw.softmax(0) * PROBABILITY_STEPS).round_().to(torch.uint8).cpu().numpy()
     return np.where(valid_hw[None], steps, np.uint8(NODATA))
+
+
+def class_uncertainty(
+    logits_chw: Tensor,
+    valid_hw: npt.NDArray[np.bool_],
+    description: BundleDescription,
+    kind: Literal["entropy", "margin"],
+) -> npt.NDArray[np.uint8]:
+    """How unsure each pixel's class is, 0 to 1 in steps of 1/254 (uint8, row, col); 255 where ``valid_hw`` is False.
+
+    Of the probabilities p at the bundle's temperature: the entropy ``-sum p ln p`` over ``ln`` of the number of classes, or 1
+    less the margin between the two largest (Scheffer et al. 2001); thresholds have no say. It is computed in double
+    precision, where an exponential that rounds otherwise at the end of a row than inside it changes no step, and in strips,
+    since doubles of a whole window would be its peak of memory.
+    """
+    num_classes = len(logits_chw)
+    steps_hw = np.empty(valid_hw.shape, np.uint8)
+    for row in range(0, len(steps_hw), _STRIP_ROWS):
+        chances_chw = (logits_chw[:, row : row + _STRIP_ROWS].double() / description.temperature).softmax(0)
+        if kind == "entropy":
+            unsure_hw = torch.special.entr(chances_chw).sum(0) / math.log(num_classes)
+        else:
+            first, second = chances_chw.topk(2, dim=0).values
+            unsure_hw = 1 - (first - second)
+        steps_hw[row : row + _STRIP_ROWS] = (unsure_hw * PROBABILITY_STEPS).round_().to(torch.uint8).cpu().numpy()
+    return np.where(valid_hw, steps_hw, np.uint8(NODATA))
+
+
+def uncertainty_bytes(width: int, num_classes: int) -> int:
+    """What ``class_uncertainty`` holds at most beside its arguments and its result, for rows of ``width``."""
+    return 4 * 8 * num_classes * _STRIP_ROWS * width
+
+
+def sum_by_class(steps_hw: npt.NDArray[np.uint8], mask_hw: npt.NDArray[np.uint8], num_classes: int) -> list[int]:
+    """The sum of steps over the pixels of each class."""
+    return [int(steps_hw[mask_hw == value].sum(dtype=np.int64)) for value in range(num_classes)]

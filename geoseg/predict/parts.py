@@ -22,7 +22,7 @@ def part_folder(run: RunSpec, plan: ScenePlan) -> str:
 
 
 def part_uri(run: RunSpec, plan: ScenePlan, window: Window) -> str:
-    """The name of a window's part; the part with probabilities adds ``.probabilities`` and is written before it."""
+    """The name of a window's part; those of further layers add ``.`` and the layer's name and are written before it."""
     return store.join(part_folder(run, plan), f"r{window.row_off // plan.window}c{window.col_off // plan.window}")
 
 

@@ -21,7 +21,7 @@ from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import delete_parts, part_folder, part_uri
 from geoseg.predict.plan import MadeFrom, RunSpec, ScenePlan, settings_digest
 from geoseg.predict.seams import Seams, held_back, sum_seams
-from geoseg.predict.stac import footprint_text, make_item
+from geoseg.predict.stac import UNCERTAINTIES, footprint_text, make_item
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
 from geoseg.raster.scene import scene_is_unchanged
@@ -180,6 +180,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
     classes = np.zeros(len(run.description.classes), np.int64)
     counted: list[list[int]] = []
     light = np.zeros((NUM_MEASURES, len(run.description.bands), NUM_STEPS), np.int64)
+    unsure = np.zeros_like(classes)
     assets: dict[str, dict[str, Any]] = {}
     with_data: list[str] = []
     with CogAssembler(scene.grid, _mask_profile(run)) as assembler:
@@ -187,6 +188,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
             classes += np.asarray(header["classes"])
             counted += [header["seams"]] if "seams" in header else []
             light += np.asarray(header.get("light", 0), np.int64)
+            unsure += np.asarray(header.get("uncertainty", 0), np.int64)
             if any(header["classes"]):
                 with_data.append(uri)
             assembler.add(blocks)
@@ -196,15 +198,22 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
         if looked.is_held:
             return _hold(run, plan, looked, thumbnail)
         assets["mask"] = _put(run, plan, "mask", "tif", assembler.finish(), "Class of each pixel")
-    if run.config.probabilities:
-        with CogAssembler(scene.grid, _probability_profile(run)) as assembler:
-            for _, blocks in _parts(plan, [f"{uri}.probabilities" for uri in with_data]):
+    for layer in _further_layers(run):
+        with CogAssembler(scene.grid, layer.profile) as assembler:
+            for _, blocks in _parts(plan, [f"{uri}.{layer.name}" for uri in with_data]):
                 assembler.add(blocks)
             assembler.make_overviews(plan.window)
-            title = "Probability of each class in steps of 1/254"
-            assets["probabilities"] = _put(run, plan, "probabilities", "tif", assembler.finish(), title)
+            assets[layer.name] = _put(run, plan, layer.name, "tif", assembler.finish(), layer.title)
     assets["thumbnail"] = _put(run, plan, "thumbnail", "png", thumbnail, "The mask in its colours, small")
-    body = make_item(run, plan, classes=looked.classes, seams=looked.seams, novelty=looked.novelty, assets=assets)
+    body = make_item(
+        run,
+        plan,
+        classes=looked.classes,
+        unsure=unsure.tolist(),
+        seams=looked.seams,
+        novelty=looked.novelty,
+        assets=assets,
+    )
     version = _commit(run, plan, body)
     _tidy(run, scene.id)
     return Published(
@@ -332,9 +341,24 @@ def _mask_profile(run: RunSpec) -> CogProfile:
     )
 
 
-def _probability_profile(run: RunSpec) -> CogProfile:
-    names = tuple(one.name for one in run.description.classes)
-    return CogProfile(num_bands=len(names), colors=None, tags=(), band_names=names, scale=1 / 254)
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What is published beside the mask: its name, what the file says of itself, a title for people."""
+
+    name: str
+    profile: CogProfile
+    title: str
+
+
+def _further_layers(run: RunSpec) -> Iterator[_Layer]:
+    config = run.config
+    if config.probabilities:
+        names = tuple(one.name for one in run.description.classes)
+        profile = CogProfile(num_bands=len(names), colors=None, tags=(), band_names=names, scale=1 / 254)
+        yield _Layer("probabilities", profile, "Probability of each class in steps of 1/254")
+    if config.uncertainty:
+        profile = CogProfile(num_bands=1, colors=None, tags=(), band_names=(config.uncertainty,), scale=1 / 254)
+        yield _Layer("uncertainty", profile, f"{UNCERTAINTIES[config.uncertainty]}, in steps of 1/254")
 
 
 def _png(codes: npt.NDArray[np.uint8], run: RunSpec) -> bytes:

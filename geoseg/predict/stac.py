@@ -36,7 +36,15 @@ from geoseg.raster.cog import NODATA
 from geoseg.raster.grid import Grid
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
-_PROBABILITY_SCALE = 1 / 254
+_STEP = 1 / 254
+UNCERTAINTIES = {
+    "entropy": "Uncertainty: entropy of the classes' probabilities over that of chance",
+    "margin": "Uncertainty: 1 less the margin between the two largest probabilities",
+}
+_MEDIA = {
+    "thumbnail": (pystac.MediaType.PNG, ["thumbnail"]),
+    "uncertainty": (pystac.MediaType.COG, ["data", "uncertainty"]),
+}
 _BRIEF = 0.005  # of a footprint's extent: more than its edges bend in longitude and latitude
 
 
@@ -45,11 +53,14 @@ def make_item(
     plan: ScenePlan,
     *,
     classes: list[int],
+    unsure: list[int],
     seams: Seams | None,
     novelty: float | None,
     assets: dict[str, dict[str, Any]],
 ) -> bytes:
     """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and SHA-256 of each published file.
+
+    ``unsure`` are the sums of the uncertainty, in steps of 1/254, over the pixels of each class.
 
     ``seams`` are those of a network that is blended, ``novelty`` that of the scene's light to the bundle (``geoseg.model.light``).
 
@@ -78,6 +89,7 @@ def make_item(
             **_beside_the_scene(run, plan),
             **(_seam_properties(seams) if seams is not None else {}),
             **({"geoseg:novelty": novelty} if novelty is not None else {}),
+            **({"geoseg:uncertainty": _uncertainty(run, classes, unsure)} if run.config.uncertainty else {}),
             **({"geoseg:released": True} if run.is_released(plan) else {}),
         },
     )
@@ -121,6 +133,21 @@ def _seam_properties(seams: Seams) -> dict[str, float]:
     }
 
 
+def _uncertainty(run: RunSpec, classes: list[int], unsure: list[int]) -> dict[str, Any]:
+    """Means over the scene's valid pixels and over those of each class that it has."""
+    means = {
+        one.name: _mean(total, count)
+        for one, total, count in zip(run.description.classes, unsure, classes, strict=True)
+        if count
+    }
+    told = {"kind": run.config.uncertainty, "classes": means}
+    return {**told, "mean": _mean(sum(unsure), sum(classes))} if means else told
+
+
+def _mean(total: int, count: int) -> float:
+    return float(f"{total / count * _STEP:.6g}")
+
+
 def _without_nulls(value: Any) -> Any:
     """What pystac's extensions leave open they write as null, which their schemas do not all allow."""
     if isinstance(value, dict):
@@ -129,17 +156,19 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _add_asset(item: pystac.Item, key: str, told: dict[str, Any], run: RunSpec, classes: list[int]) -> None:
-    media, roles = (pystac.MediaType.PNG, ["thumbnail"]) if key == "thumbnail" else (pystac.MediaType.COG, ["data"])
+    media, roles = _MEDIA.get(key, (pystac.MediaType.COG, ["data"]))
     asset = pystac.Asset(href=f"./{told['name']}", media_type=media, roles=roles, title=told["title"])
+    if key == "uncertainty":
+        asset.description = "0 where the network is sure, 1 where it might as well guess"
     item.add_asset(key, asset)
     file = FileExtension.ext(asset, add_if_missing=True)
     file.apply(size=told["size"], checksum="1220" + told["sha256"])
     if key == "thumbnail":
         return
     named = run.description.classes
-    scale = _PROBABILITY_SCALE if key == "probabilities" else None
+    scale = _STEP if key != "mask" else None
     band = RasterBand.create(nodata=NODATA, data_type=RasterDataType.UINT8, bits_per_sample=8, scale=scale)
-    RasterExtension.ext(asset, add_if_missing=True).apply([band] * (len(named) if scale else 1))
+    RasterExtension.ext(asset, add_if_missing=True).apply([band] * (len(named) if key == "probabilities" else 1))
     if key == "mask":
         ClassificationExtension.ext(asset, add_if_missing=True).apply(
             [

@@ -102,7 +102,7 @@ class _Checked:
         sentence, info = file_fault(href, asset)
         if sentence:
             self.faults.append(f"{told}: {sentence}")
-        elif key in ("mask", "probabilities"):
+        elif key in ("mask", "probabilities", "uncertainty"):
             self.faults += [f"{told}: {one}" for one in _raster_faults(href, info, document["properties"])]
 
 

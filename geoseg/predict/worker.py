@@ -5,16 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from geoseg.errors import SceneReadError
 from geoseg.predict.bundles import bundle_of
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.light import window_light
-from geoseg.predict.mask import class_mask, class_probabilities, count_classes, to_scene_pixels
+from geoseg.predict.mask import (
+    class_mask,
+    class_probabilities,
+    class_uncertainty,
+    count_classes,
+    sum_by_class,
+    to_scene_pixels,
+)
 from geoseg.predict.parts import part_uri
 from geoseg.predict.plan import RunSpec
 from geoseg.predict.predictor import Predictor, default_device
@@ -22,6 +31,16 @@ from geoseg.predict.reading import Task, WindowDone, WindowPixels, WindowReader,
 from geoseg.predict.seams import Seams, count_seams
 from geoseg.raster import store
 from geoseg.raster.cog import encode_window, pack_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What the network makes of a window: the mask (row, col), None when it cannot be told, further layers (band, row, col)."""
+
+    mask: npt.NDArray[np.uint8] | None = None
+    layers: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    seams: Seams | None = None
+    seconds: float = 0.0
 
 
 class Worker:
@@ -52,7 +71,7 @@ class Worker:
                 yield read
                 continue
             if read.around is None:
-                writes.append(self._writer.submit(self._store, task, read, None, None, None, 0.0))
+                writes.append(self._writer.submit(self._store, task, read, _Made()))
             else:
                 if batch and _shape(batch[0][1]) != _shape(read):
                     writes += self._predict(batch)
@@ -97,69 +116,63 @@ class Worker:
             self.batch = half
         return self._predict(batch[:half]) + self._predict(batch[half:])
 
-    def _masks(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, Any, Any, Any, float]]:
+    def _masks(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, _Made]]:
         start = time.perf_counter()
         cores = self.predictor.cores([read.around for _, read in batch if read.around is not None])
         done = []
         for (task, read), (logits_chw, differ_ahw) in zip(batch, cores, strict=True):
             stitching, core = task.plan.stitching, task.plan.stitching.core(task.window)
             placed = to_scene_pixels(logits_chw, stitching, core, task.window)
-            mask = class_mask(placed, read.valid, self.run_spec.description)
-            chances = None
-            if self.run_spec.config.probabilities:
-                chances = class_probabilities(placed, read.valid, self.run_spec.description)
             seams = None
             if differ_ahw is not None and self.predictor.tiling is not None:
                 seams = count_seams(differ_ahw, self.predictor.tiling, stitching, core, task.window, read.valid)
-            done.append((task, read, mask, chances, seams))
+            done.append((task, read, replace(self._layers(placed, read), seams=seams)))
         seconds = (time.perf_counter() - start) / len(batch)
-        return [(*each, seconds) for each in done]
+        return [(task, read, replace(made, seconds=seconds)) for task, read, made in done]
 
-    def _store(
-        self,
-        task: Task,
-        read: WindowPixels,
-        mask: npt.NDArray[np.uint8] | None,
-        chances: npt.NDArray[np.uint8] | None,
-        seams: Seams | None,
-        predict_s: float,
-    ) -> WindowDone:
+    def _layers(self, placed_chw: Tensor, read: WindowPixels) -> _Made:
+        """The mask and what else is asked for, of logits (class, row, col) at the window's own pixels."""
+        config, description = self.run_spec.config, self.run_spec.description
+        mask = class_mask(placed_chw, read.valid, description)
+        layers: dict[str, npt.NDArray[np.uint8]] = {}
+        if config.probabilities:
+            layers["probabilities"] = class_probabilities(placed_chw, read.valid, description)
+        if config.uncertainty:
+            layers["uncertainty"] = class_uncertainty(placed_chw, read.valid, description, config.uncertainty)[None]
+        return _Made(mask, layers)
+
+    def _store(self, task: Task, read: WindowPixels, made: _Made) -> WindowDone:
         start = time.perf_counter()
 
         def write() -> WindowDone:
-            valid_pixels = self._write_part(task, read, mask, chances, seams)
+            valid_pixels = self._write_part(task, read, made)
             return WindowDone(
                 task=task,
                 valid_pixels=valid_pixels,
                 bytes_fetched=read.bytes_fetched,
                 read_s=read.seconds,
-                predict_s=predict_s,
+                predict_s=made.seconds,
                 write_s=time.perf_counter() - start,
             )
 
         return try_for(task, write, "storing")
 
-    def _write_part(
-        self,
-        task: Task,
-        read: WindowPixels,
-        mask: npt.NDArray[np.uint8] | None,
-        chances: npt.NDArray[np.uint8] | None,
-        seams: Seams | None,
-    ) -> int:
+    def _write_part(self, task: Task, read: WindowPixels, made: _Made) -> int:
         """Write a window's part; the number of its valid pixels."""
-        plan, window = task.plan, task.window
+        plan, window, mask = task.plan, task.window, made.mask
         if mask is None and read.around is not None:
             raise SceneReadError(f"{plan.scene.id}: the network answered with numbers that are not finite at {window}")
         num_classes = len(self.run_spec.description.classes)
         classes = count_classes(mask, num_classes) if mask is not None else [0] * num_classes
         uri = part_uri(self.run_spec, plan, window)
-        if chances is not None:
-            store.write(uri + ".probabilities", pack_blocks({}, encode_window(chances, window, plan.window)))
+        for name, pixels in made.layers.items():
+            store.write(f"{uri}.{name}", pack_blocks({}, encode_window(pixels, window, plan.window)))
         blocks = encode_window(mask[None], window, plan.window) if mask is not None else []
         told: dict[str, Any] = {"classes": classes}
-        if seams is not None:
-            told["seams"] = seams.counts()
+        if made.seams is not None:
+            told["seams"] = made.seams.counts()
+        if mask is not None and "uncertainty" in made.layers:
+            told["uncertainty"] = sum_by_class(made.layers["uncertainty"][0], mask, num_classes)
         description = self.run_spec.description
         if read.around is not None and description.light:
             light = window_light(

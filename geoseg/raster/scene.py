@@ -18,7 +18,7 @@ from geoseg.raster.versions import Versions
 _SUFFIXES = (".tif", ".tiff", ".gtiff", ".cog")
 _MAX_ID = 100
 _MAGIC = re.compile(r"[*?\[]")
-_ASSET = re.compile(r"(?:mask|probabilities)-[0-9a-f]{16}\.tif")
+_ASSET = re.compile(r"(?:mask|probabilities|uncertainty)-[0-9a-f]{16}\.tif")
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,12 +137,12 @@ def test_ids_are_apart(root: str) -> None:
     assert "b" not in again.values(), "t/b.tif, found as b, differs from B in case alone"
 
 
-MASK, CHANCES = "mask-0123456789abcdef.tif", "probabilities-0123456789abcdef.tif"
+MASK, CHANCES, UNSURE = (f"{name}-0123456789abcdef.tif" for name in ("mask", "probabilities", "uncertainty"))
 
 
 @pytest.mark.parametrize("out", ["in/masks", "in"])
 def test_what_was_published_below_the_output_is_no_scene(out: str, root: str) -> None:
-    ours = [f"{out}/a/{MASK}", f"{out}/a/{CHANCES}"]
+    ours = [f"{out}/a/{name}" for name in (MASK, CHANCES, UNSURE)]
     fill(root, "in/a.tif", f"{out}/a/item.json", *ours)
     theirs = [
         f"{out}/a/other.tif",
