@@ -533,6 +533,19 @@ def doctor(uris: tuple[str, ...]) -> None:
     sys.exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+@main.command()
+@click.argument("out")
+@click.option(
+    "--port", default=0, type=click.IntRange(0, 65535), help="Port on this machine; by default one that is free."
+)
+@click.option("--no-open", is_flag=True, help="Only print the address; open no browser.")
+def view(out: str, port: int, no_open: bool) -> None:
+    """Show a published output (a folder or prefix) on a map in the browser of this machine, until Ctrl-C."""
+    from geoseg.view.server import view as serve
+
+    serve(out, port=port, tell=click.echo, open_browser=not no_open)
+
+
 @main.command("config-schema")
 def config_schema() -> None:
     """Print the JSON Schema of a job file."""
