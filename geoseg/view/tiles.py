@@ -46,7 +46,9 @@ class TileGrid:
     def corners(self) -> list[tuple[float, float]]:
         """Where the image's corners are in its CRS, one after the other around it."""
         width, height = self.grid.width, self.grid.height
-        return [self.grid.affine * corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
+        a, b, c, d, e, f = self.grid.geotransform
+        places = ((0, 0), (width, 0), (width, height), (0, height))
+        return [(a * col + b * row + c, d * col + e * row + f) for col, row in places]
 
     @cached_property
     def extent(self) -> tuple[float, float, float, float]:
