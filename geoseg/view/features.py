@@ -67,7 +67,7 @@ class FeatureFile:
         try:
             opened = cls(name, file, pq.read_metadata(pa.PythonFile(_Seekable(file), mode="r")))
             opened._geometry  # noqa: B018 - a file without what is needed is refused here
-        except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SceneReadError(
                 f"{name}: not a GeoParquet file with WKB geometries and a column of their boxes; write it again with "
                 "write_covering_bbox=True"
@@ -122,8 +122,9 @@ class FeatureFile:
                 if num > most:
                     return _collection([], too_many=True)
             return self._as_geojson(pa.concat_tables(tables)) if num else _collection([])
-        except (pa.ArrowException, shapely.errors.ShapelyError, ValueError, KeyError) as error:
-            raise SceneReadError(f"{self.name}: its features cannot be read: {error}") from error
+        except (pa.ArrowException, shapely.errors.ShapelyError, OSError, ValueError, KeyError) as error:
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            raise SceneReadError(f"{self.name}: its features cannot be read: {told}") from error
 
     def _as_geojson(self, table: Any) -> bytes:
         geometry, paths = self._geometry

@@ -18,18 +18,13 @@ let listed = PAGE;
 let chosen = null; // the scene whose facts are shown
 let shown = []; // scenes on the map, all of one CRS, the chosen one last
 let asked = 0; // counts choices, so that a late answer to an earlier one is dropped
-let fetching = null;
 
 const path = (id, ...rest) => ["scenes", encodeURIComponent(id), ...rest.map(encodeURIComponent)].join("/");
 
-async function ask(url, options = {}) {
-  let answer;
-  try {
-    answer = await fetch(url, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
+async function ask(url) {
+  const answer = await fetch(url).catch(() => {
     throw new Error("geoseg view does not answer any more; start it again");
-  }
+  });
   const told = await answer.json();
   if (!answer.ok) throw new Error(told.sentence ?? `the answer was ${answer.status}`);
   return told;
@@ -479,30 +474,39 @@ function drawLegend(scene) {
 
 // ---- polygons and lines -------------------------------------------------------------------------------------------
 
+let loading = false;
+let isStale = false;
+
+// One question at a time; what was moved in the meantime is asked when the answer is there.
 async function loadFeatures() {
-  fetching?.abort();
-  const scene = chosen;
-  if (!scene?.vectors || !map.getSize()) return;
-  fetching = new AbortController();
-  const { signal } = fetching;
-  const box = ol.extent.buffer(map.getView().calculateExtent(map.getSize()), map.getView().getResolution() * 100);
-  for (const [name, layer] of Object.entries(scene.vectors)) {
-    if (!$(`${name}-on`).checked) continue;
-    const count = document.querySelector(`[data-layer="${name}"] .count`);
-    try {
-      const told = await ask(`${path(scene.id, "features", name)}?bbox=${box.join(",")}`, { signal });
-      if (signal.aborted || scene !== chosen) return;
-      const features = new ol.format.GeoJSON().readFeatures(told);
-      for (const feature of features) feature.set("layer of geoseg", name, true);
-      layer.getSource().clear(true);
-      layer.getSource().addFeatures(features);
-      count.textContent = told.too_many ? "zoom in to see them" : `${whole.format(features.length)} in view`;
-      repick(layer, name);
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      count.textContent = error.message;
+  isStale = true;
+  if (loading) return;
+  loading = true;
+  while (isStale) {
+    isStale = false;
+    const scene = chosen;
+    for (const [name, layer] of Object.entries(scene?.vectors ?? {})) {
+      if ($(`${name}-on`).checked && map.getSize()) await loadLayer(scene, name, layer);
     }
   }
+  loading = false;
+}
+
+async function loadLayer(scene, name, layer) {
+  const view = map.getView();
+  const box = ol.extent.buffer(view.calculateExtent(map.getSize()), view.getResolution() * 100);
+  let sentence;
+  try {
+    const told = await ask(`${path(scene.id, "features", name)}?bbox=${box.join(",")}`);
+    const features = new ol.format.GeoJSON().readFeatures(told);
+    layer.getSource().clear(true);
+    layer.getSource().addFeatures(features);
+    sentence = told.too_many ? "zoom in to see them" : `${whole.format(features.length)} in view`;
+    repick(layer, name);
+  } catch (error) {
+    sentence = error.message;
+  }
+  if (scene === chosen) document.querySelector(`[data-layer="${name}"] .count`).textContent = sentence;
 }
 
 let picked = null; // {feature, name, id}
@@ -513,18 +517,34 @@ function repick(layer, name) {
   layer.changed();
 }
 
+// The feature at a place of the map or within six pixels of it, the nearest one; inside a polygon is no distance.
+function featureAt(place) {
+  const reach = 6 * map.getView().getResolution();
+  let best = null;
+  for (const [name, layer] of Object.entries(chosen.vectors)) {
+    if (!layer.getVisible()) continue;
+    for (const feature of layer.getSource().getFeaturesInExtent(ol.extent.buffer([...place, ...place], reach))) {
+      const geometry = feature.getGeometry();
+      const [x, y] = geometry.intersectsCoordinate(place) ? place : geometry.getClosestPoint(place);
+      const distance = Math.hypot(x - place[0], y - place[1]);
+      if (distance <= reach && !(best?.distance <= distance)) best = { feature, name, distance };
+    }
+  }
+  return best;
+}
+
 function pickAt(pixel) {
   if (!chosen?.vectors || (swipe.on && pixel[0] < (map.getSize()[0] * swipe.at) / 100)) return closeCard();
-  const layers = Object.values(chosen.vectors);
-  const feature = map.forEachFeatureAtPixel(pixel, (one) => one, { layerFilter: (layer) => layers.includes(layer), hitTolerance: 4 });
-  if (!feature) return closeCard();
-  const { geometry, "layer of geoseg": name, ...rows } = feature.getProperties();
+  const best = featureAt(map.getCoordinateFromPixel(pixel));
+  if (!best) return closeCard();
+  const { feature, name } = best;
+  const { geometry, ...rows } = feature.getProperties();
   picked = { feature, name, id: rows.id };
   $("card-title").textContent = name === "roads" ? "Road" : "Building";
   const entries = Object.entries(rows).map(([key, value]) => attribute(key, value));
   $("card-rows").replaceChildren(...entries.flatMap(([key, value]) => [make("dt", { textContent: key }), make("dd", { textContent: value })]));
   $("card").hidden = false;
-  for (const layer of layers) layer.changed();
+  for (const layer of Object.values(chosen.vectors)) layer.changed();
 }
 
 function attribute(key, value) {

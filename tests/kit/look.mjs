@@ -45,7 +45,7 @@ for (const look of JSON.parse(looks)) {
   const trouble = [];
   const requests = [];
   const ranges = [];
-  page.on("console", (message) => trouble.push(`console ${message.type()}: ${message.text()}`));
+  page.on("console", (message) => trouble.push(`console ${message.type()}: ${message.text()} (${message.location().url}:${message.location().lineNumber})`));
   page.on("pageerror", (error) => trouble.push(`page error: ${error.message}`));
   page.on("requestfailed", (request) => trouble.push(`request failed: ${request.url().slice(0, 200)}`));
   page.on("response", (response) => response.status() >= 400 && trouble.push(`${response.status()}: ${response.url()}`));
