@@ -268,12 +268,15 @@ function classColor(scene, name) {
   return one ? `rgb(${one.color.join(",")})` : "rgb(0,170,255)";
 }
 
+// All of the chosen scene, in what the panels leave free of the map.
 function fit() {
   const extent = chosen?.grid?.extent;
   if (!extent) return;
-  const wide = map.getSize()[0] > 700;
-  const padding = wide ? [20, 290, 20, 60] : [70, 12, 70, 12];
-  map.getView().fit(extent, { padding: map.getSize()[0] - padding[1] - padding[3] > 120 ? padding : [10, 10, 10, 10] });
+  const [width, height] = map.getSize();
+  const top = $("about").offsetTop + $("about").offsetHeight + 12;
+  const [right, left, bottom] = width > 700 ? [290, 60, 50] : [12, 12, 66];
+  const isRoomy = width - right - left > 120 && height - top - bottom > 120;
+  map.getView().fit(extent, { padding: isRoomy ? [top, right, bottom, left] : [10, 10, 10, 10] });
 }
 
 function useView(grid) {
@@ -320,11 +323,16 @@ async function choose(id, { enter = false } = {}) {
   history.replaceState(null, "", `#${encodeURIComponent(id)}`);
   for (const one of shown.filter((other) => other.id === id)) drop(one);
   shown = shown.filter((other) => other.id !== id);
+  for (const one of scene.grid ? [] : shown.splice(0)) drop(one);
+  for (const one of shown) for (const layer of Object.values(one.vectors ?? {})) layer.getSource().clear(true);
   chosen = scene;
   scene.onMap = [];
   markChosen();
   tell(scene);
-  if (enter) showList(false);
+  if (enter && document.body.classList.contains("listing")) {
+    showList(false);
+    $("title").focus();
+  }
   drawLegend(scene);
   if (scene.grid) {
     useView(scene.grid);
@@ -356,9 +364,8 @@ async function addImage(scene, turn) {
   } catch (error) {
     image = { sentence: error.message };
   }
-  if (turn !== asked) return;
+  if (turn !== asked && !shown.includes(scene)) return;
   scene.image = image;
-  $("image-on").disabled = !image.tiles;
   if (image.tiles) {
     if (!scene.grid) {
       scene.grid = image.grid;
@@ -386,13 +393,14 @@ async function addImage(scene, turn) {
         add(scene, new ol.layer.Image({ className: "held-layer", zIndex: 2, source }));
       }
     } else {
-      image.sentence = `The image is in another CRS (${image.grid.crs}) than the mask (${scene.grid.crs}).`;
-      $("image-on").disabled = true;
+      scene.image = { sentence: `The image is in another CRS (${image.grid.crs}) than the mask (${scene.grid.crs}).` };
     }
   }
   applyLayers();
+  if (scene !== chosen) return;
+  $("image-on").disabled = !scene.image.tiles;
   tellImage();
-  note(scene.grid ? "" : image.sentence ?? "");
+  note(scene.grid ? "" : image.sentence);
 }
 
 function tellImage() {
@@ -586,7 +594,9 @@ $("map").addEventListener("keydown", (event) => {
   if (event.target === $("map") && event.key === "Enter") pickAt(map.getSize().map((side) => side / 2));
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") closeCard();
+  if (event.key !== "Escape") return;
+  closeCard();
+  showList(false);
 });
 
 // ---- opacity, layers, swipe ---------------------------------------------------------------------------------------
