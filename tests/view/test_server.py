@@ -190,6 +190,15 @@ def test_head_tells_what_get_would_and_sends_no_body(served: Served) -> None:
         assert told.headers["content-type"] == sent.headers["content-type"]
 
 
+def test_head_ends_with_its_headers(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.server.server_port), timeout=20) as raw:
+        address, host = f"/{served.server.token}/{served.mask()}", served.server.hosts[0]
+        raw.sendall(f"HEAD {address} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        told = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert told.startswith(b"HTTP/1.1 200")
+    assert told.endswith(b"\r\n\r\n")
+
+
 def test_a_large_file_comes_in_pieces(served: Served, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("geoseg.view.server._PIECE_BYTES", 1000)
     asked = []
