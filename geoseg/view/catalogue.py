@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,15 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
 from rasterio.crs import CRS
 
 from geoseg.errors import ConfigError, GeosegError, NothingReadableError, SceneReadError
 from geoseg.predict.outcomes import Outcome, last_outcomes
 from geoseg.predict.output import Output, list_output
 from geoseg.predict.parts import WORK_FOLDER
+from geoseg.predict.record import read_record
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, describe, keep_decoded
 from geoseg.raster.grid import Grid
@@ -113,7 +117,7 @@ class Catalogue:
             "status": status,
             "sentence": str(told.get("sentence", "")),
             "mask": has_item,
-            "thumbnail": has_item or bool(told.get("thumbnail")),
+            "thumbnail": has_item or bool(self._waiting(scene_id)),
             "vectors": self._has_vectors(scene_id),
         }
 
@@ -126,13 +130,14 @@ class Catalogue:
         Raises ObjectMissingError for a scene that the output does not have, SceneReadError for an item that is none.
         """
         told = self._listed(self._known(scene_id), self._outcomes.get(scene_id))
-        if scene_id not in self._output.items:
-            return told
-        item, assets = self._read_items(scene_id)
         try:
-            return {**told, **_described(item, assets)}
+            if scene_id not in self._output.items:
+                return {**told, "classes": self._held_classes(scene_id) if self._waiting(scene_id) else []}
+            return {**told, **_described(*self._read_items(scene_id))}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SceneReadError(f"{scene_id}: its item is not one of geoseg's: {error!r}") from error
+            raise SceneReadError(
+                f"{scene_id}: its item, or the record of its run, is not one of geoseg's: {error!r}"
+            ) from error
 
     def _known(self, scene_id: str) -> str:
         if scene_id not in self._output.items and scene_id not in self._outcomes and scene_id not in self._output.parts:
@@ -166,15 +171,46 @@ class Catalogue:
 
     def thumbnail(self, scene_id: str) -> tuple[store.ObjectInfo, str]:
         """The small picture of a scene's mask, of one that is held back the one that waits. Raises ObjectMissingError."""
-        outcome = self._outcomes.get(self._known(scene_id))
-        told = str(outcome.scene.get("thumbnail") or "") if outcome is not None else ""
-        if told.startswith(f"{self.root}/{WORK_FOLDER}/") and ".." not in told:
-            self._check_is_inside(told)
-            return store.head(told), "image/png"
+        waiting = self._waiting(self._known(scene_id))
+        if waiting:
+            return store.head(waiting), "image/png"
         assets = self._assets(scene_id)
         if "thumbnail" not in assets:
             raise store.ObjectMissingError(f"{scene_id}: has no small picture")
         return self._info(assets["thumbnail"].uri), "image/png"
+
+    def _waiting(self, scene_id: str) -> str:
+        """Where the small picture of a mask is that is held back, "" when none is, or when the output lies elsewhere now."""
+        outcome = self._outcomes.get(scene_id)
+        told = str(outcome.scene.get("thumbnail") or "") if outcome is not None else ""
+        if not told.startswith(f"{self.root}/{WORK_FOLDER}/") or ".." in told.split("/"):
+            return ""
+        self._check_is_inside(told)
+        return told
+
+    def held_mask(self, scene_id: str, shown: set[int]) -> bytes:
+        """A PNG of the mask that is held back, small, with nothing where its class is not among ``shown``."""
+        waiting = self._waiting(self._known(scene_id))
+        if not waiting:
+            raise store.ObjectMissingError(f"{scene_id}: no mask is held back")
+        with Image.open(io.BytesIO(store.read(waiting))) as picture:
+            pixels = np.array(picture.convert("RGBA"))
+        for one in self._held_classes(scene_id):
+            if one["value"] not in shown:
+                pixels[(pixels == (*one["color"], 255)).all(axis=2)] = 0
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "PNG")
+        return out.getvalue()
+
+    def _held_classes(self, scene_id: str) -> list[dict[str, Any]]:
+        """The classes of a mask that is held back, as ``_classes`` has those of an item, from the record of its run."""
+        outcome = self._outcomes[scene_id]
+        classes = read_record(self.root, outcome.run)["bundle"]["classes"]
+        counts = [*outcome.scene["classes"], *[0] * len(classes)]
+        return [
+            {"value": value, "name": str(one["name"]), "color": list(one["color"]), "count": int(counts[value])}
+            for value, one in enumerate(classes)
+        ]
 
     def _info(self, uri: str) -> store.ObjectInfo:
         """What the store says of a file. Names hold their content's hash, so that once is enough."""

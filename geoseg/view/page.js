@@ -223,6 +223,15 @@ async function fillMask(scene, layer) {
   return () => source.setKey([...classesOn()].join(","));
 }
 
+// A mask that is held back is not published; its small picture is stretched over the scene.
+function heldMask(scene, layer) {
+  const projection = map.getView().getProjection();
+  return () => {
+    const url = `${path(scene.id, "held")}?show=${[...classesOn()].join(",")}`;
+    layer.setSource(new ol.source.ImageStatic({ url, imageExtent: scene.grid.extent, projection, interpolate: false }));
+  };
+}
+
 function paint(codes, side, classes) {
   const canvas = make("canvas", { width: side, height: side });
   if (!codes) return canvas;
@@ -384,13 +393,10 @@ async function addImage(scene, turn) {
       scene.imageLayer = layer;
       add(scene, layer);
       if (!scene.mask && scene.thumbnail) {
-        const source = new ol.source.ImageStatic({
-          url: path(scene.id, "thumbnail"),
-          imageExtent: image.grid.extent,
-          projection: map.getView().getProjection(),
-          interpolate: false,
-        });
-        add(scene, new ol.layer.Image({ className: "held-layer", zIndex: 2, source }));
+        const held = new ol.layer.Image({ className: "held-layer", zIndex: 2 });
+        scene.restyle = heldMask(scene, held);
+        scene.restyle();
+        add(scene, held);
       }
     } else {
       scene.image = { sentence: `The image is in another CRS (${image.grid.crs}) than the mask (${scene.grid.crs}).` };

@@ -180,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
                 answer = _json(catalogue.image(scene))
             case ["thumbnail"]:
                 answer = self._object(*catalogue.thumbnail(scene))
+            case ["held"]:
+                answer = _whole(catalogue.held_mask(scene, _shown(query)), "image/png")
             case ["files", name]:
                 answer = self._object(*catalogue.file(scene, name))
             case ["image" | "mask" as what, level, col, row]:
@@ -194,9 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.drawing:
             if what == "image":
                 return _whole(*self.server.catalogue.image_picture(scene).tile(*place))
-            shown = set(query.get("show", [""])[0].split(","))
+            shown = _shown(query)
             picture, classes = self.server.catalogue.mask_picture(scene)
-            colors = {one["value"]: (*one["color"], 255) for one in classes if str(one["value"]) in shown}
+            colors = {one["value"]: (*one["color"], 255) for one in classes if one["value"] in shown}
             return _whole(*picture.tile(*place, colors=colors))
 
     def _object(self, info: store.ObjectInfo, media: str) -> _Answer:
@@ -248,6 +250,12 @@ def _whole_numbers(*texts: str) -> tuple[int, int, int]:
         raise _NotHereError
     level, col, row = map(int, texts)
     return level, col, row
+
+
+def _shown(query: dict[str, list[str]]) -> set[int]:
+    """The class codes that are to be seen."""
+    codes = query.get("show", [""])[0].split(",")
+    return {int(code) for code in codes if code.isascii() and code.isdigit() and len(code) <= 3}
 
 
 def _box(query: dict[str, list[str]]) -> tuple[float, float, float, float]:

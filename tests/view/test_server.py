@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.object_store import ObjectStore
 from kit.published import CORNER, PIXEL_M, SIDE, predicted, put_layers
+from PIL import Image
 from shapely.geometry import box
 
 from geoseg.errors import NothingReadableError
@@ -447,6 +449,19 @@ def test_how_scenes_stand_is_what_the_last_run_says(served: Served) -> None:
     assert "max_novelty" in scenes["night"]["sentence"]
     assert (scenes["alpha"]["vectors"], scenes["beta"]["vectors"], scenes["night"]["mask"]) == (True, False, False)
     assert served.ask("scenes/night/thumbnail").body.startswith(b"\x89PNG"), "the mask that waits to be looked at"
+
+
+def test_a_mask_that_is_held_back_shows_the_classes_asked_for(served: Served) -> None:
+    told = served.ask("scenes/night/scene.json").told
+    colors = {tuple(one["color"]): one["value"] for one in told["classes"]}
+    whole, some = (
+        np.asarray(Image.open(io.BytesIO(served.ask(path).body)).convert("RGBA"))
+        for path in ("scenes/night/thumbnail", "scenes/night/held?show=1")
+    )
+    codes = np.array([[colors.get(tuple(one[:3]), 255) if one[3] else 255 for one in row] for row in whole.tolist()])
+    assert set(np.unique(codes)) >= {0, 1}
+    assert (some == np.where((codes == 1)[..., None], whole, 0)).all()
+    assert served.ask("scenes/alpha/held?show=1").status == 404
 
 
 def test_a_new_scene_and_a_new_mask_are_seen_without_a_new_server(copied: Path) -> None:
