@@ -49,6 +49,7 @@ def main(debug: bool) -> None:
       geoseg check scene.tif                what geoseg sees in a file, and what it would refuse
       geoseg predict scene.tif --out out    masks of a file, a folder, a glob or s3://bucket/prefix
       geoseg train train.toml               a bundle from your own labels
+      geoseg view out                       image, mask, polygons and roads on a map in the browser
       geoseg vectorize out                  buildings as polygons, roads as a graph: GeoParquet beside the masks
       geoseg worth-labelling out --to F     the squares of which the network is least certain
       geoseg catalogue out                  a STAC collection, items.parquet, one layer for QGIS
@@ -626,6 +627,19 @@ def worth_labelling(out: str, to: str, picture: str | None, **wanted: Any) -> No
     for sentence in worth.remarks:
         click.echo(sentence, err=True)
     sys.exit(worth.exit_code)
+
+
+@main.command()
+@click.argument("out")
+@click.option(
+    "--port", default=0, type=click.IntRange(0, 65535), help="Port on this machine; by default one that is free."
+)
+@click.option("--no-open", is_flag=True, help="Only print the address; open no browser.")
+def view(out: str, port: int, no_open: bool) -> None:
+    """Show a published output (a folder or prefix) on a map in the browser of this machine, until Ctrl-C."""
+    from geoseg.view.server import view as serve
+
+    serve(out, port=port, tell=click.echo, open_browser=not no_open)
 
 
 @main.command("config-schema")

@@ -79,6 +79,7 @@ def run_demo(out: str, *, size: int, seed: int) -> Iterator[str]:
     panels = [("mask", mask), ("truth", truth)]
     store.write(picture, side_by_side(made.pixels_bhw, made.valid_hw, panels, classes))
     yield f"picture  {picture}"
+    yield f"look     geoseg view {store.join(out, 'masks')}"
 
 
 def _check_size(size: int) -> None:

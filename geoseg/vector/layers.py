@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
@@ -203,47 +202,3 @@ def convert(parquet: Path, path: Path, kind: LayerKind) -> None:
     if done.returncode:
         told = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
         raise StopError(f"{path.name}: the layer {kind.name} could not be written: {told}")
-
-
-def read_box(
-    file: pq.ParquetFile, box: tuple[float, float, float, float], *, columns: list[str], most: int
-) -> pa.Table | None:
-    """The features of a layer's file whose bbox meets ``box`` (xmin, ymin, xmax, ymax); None when they are more than ``most``.
-
-    Of the row groups those alone are read whose own extent meets it.
-    """
-    found, num = [], 0
-    for place in range(file.metadata.num_row_groups):
-        if not _meets(file.metadata.row_group(place), box):
-            continue
-        table = file.read_row_group(place, columns=[*columns, GEOMETRY, BBOX])
-        sides = dict(zip(_SIDES, (pc.struct_field(table[BBOX], side) for side in _SIDES), strict=True))
-        inside = pc.and_(
-            pc.and_(pc.less_equal(sides["xmin"], box[2]), pc.greater_equal(sides["xmax"], box[0])),
-            pc.and_(pc.less_equal(sides["ymin"], box[3]), pc.greater_equal(sides["ymax"], box[1])),
-        )
-        kept = table.filter(inside).drop_columns([BBOX])
-        num += kept.num_rows
-        if num > most:
-            return None
-        found.append(kept)
-    if not found:
-        wanted = pa.schema([file.schema_arrow.field(name) for name in (*columns, GEOMETRY)])
-        return wanted.empty_table()
-    return pa.concat_tables(found)
-
-
-def _meets(group: Any, box: tuple[float, float, float, float]) -> bool:
-    limits: dict[str, Any] = {}
-    for place in range(group.num_columns):
-        column = group.column(place)
-        if column.path_in_schema.startswith(f"{BBOX}.") and column.statistics is not None:
-            limits[column.path_in_schema.removeprefix(f"{BBOX}.")] = column.statistics
-    if set(limits) != set(_SIDES):
-        return True
-    return bool(
-        limits["xmin"].min <= box[2]
-        and limits["xmax"].max >= box[0]
-        and limits["ymin"].min <= box[3]
-        and limits["ymax"].max >= box[1]
-    )

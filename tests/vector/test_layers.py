@@ -15,7 +15,7 @@ import shapely
 from rasterio.crs import CRS
 
 from geoseg.errors import StopError
-from geoseg.vector.layers import ROWS_PER_GROUP, LayerKind, LayerSpool, convert, hilbert_code, read_box
+from geoseg.vector.layers import ROWS_PER_GROUP, LayerKind, LayerSpool, convert, hilbert_code
 
 COLUMNS = pa.schema([("id", pa.int64()), ("class", pa.string()), ("confidence", pa.float32())])
 BUILDINGS = LayerKind(name="buildings", geometry="Polygon", columns=COLUMNS)
@@ -56,28 +56,6 @@ def test_a_layer_holds_each_feature_once_and_does_not_depend_on_their_order(tmp_
     assert [None if np.isnan(value) else value for value in read["confidence"]] == pytest.approx(columns["confidence"])
     assert pq.ParquetFile(one).metadata.num_row_groups == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.parquet", "c.parquet"]
-
-
-def test_a_box_is_read_from_the_row_groups_that_meet_it(tmp_path):
-    num = 12 * ROWS_PER_GROUP
-    columns, geometries = houses(num)
-    path = write(tmp_path, columns, geometries, order=np.arange(num), at_once=5000)
-    box = (400_500.0, 2_700_900.0, 400_560.0, 2_700_930.0)
-    meant = np.flatnonzero(shapely.intersects(geometries, shapely.box(*box)))
-    with pq.ParquetFile(path) as file:
-        read = []
-        real = file.read_row_group
-
-        def counted(place, columns):
-            read.append(place)
-            return real(place, columns=columns)
-
-        file.read_row_group = counted
-        found = read_box(file, box, columns=["id"], most=1000)
-        assert sorted(found["id"].to_pylist()) == meant.tolist()
-        assert 0 < len(read) <= 4
-        assert read_box(file, box, columns=["id"], most=len(meant) - 1) is None
-        assert read_box(file, (0, 0, 1, 1), columns=["id"], most=5).num_rows == 0
 
 
 def test_an_empty_layer_is_a_file_too(tmp_path):
