@@ -16,8 +16,6 @@ import shapely
 from numpy.typing import NDArray
 from shapely.errors import GEOSException
 
-_BATCH = 64
-
 
 def simplify_groups(
     polygons: NDArray[np.object_], group: NDArray[np.integer], tolerance_px: float
