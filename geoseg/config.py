@@ -172,10 +172,11 @@ class GuardConfig(Section):
 class PolygonsConfig(Section):
     """Which classes of a mask become polygons, and how much these may differ from its pixels.
 
-    ``classes``: names of the bundle's classes, [] for none. ``min_area_m2``: smaller polygons are left out, in square metres on the
-    ellipsoid; holes of any size stay. ``simplify_px``: how far outlines are smoothed, in pixels of the mask: corners go whose
-    triangle with their neighbours is smaller than its square; 0 keeps the sides of the pixels. ``square``: give outlines right
-    angles, each by itself, so that touching ones may come to overlap by a pixel or leave a gap.
+    ``classes``: names of the bundle's classes, [] for none. ``min_area_m2``: smaller polygons are left out, in square metres on
+    the ellipsoid; holes of any size stay. ``simplify_px``: how far outlines are smoothed, in pixels of the mask: corners go
+    whose triangle with their neighbours is no larger than its square; 0 keeps the sides of the pixels, and from 2 on polygons
+    less than that apart may come to overlap. ``square``: give outlines right angles, each by itself, so that polygons which
+    touch may come to overlap by a pixel or leave a gap.
     """
 
     classes: tuple[str, ...] = ("building",)
