@@ -33,6 +33,7 @@ from geoseg.vector.roads import (
     tracing_factor,
 )
 from geoseg.vector.skeleton import UNKNOWN, Reach, filled, thin, thin_window
+from geoseg.vector.wide import _straight
 
 UTM = CRS.from_epsg(32633).to_wkt()
 SMALL = Reach(half_width=5, hole=3)
@@ -201,7 +202,7 @@ def test_a_ring_over_many_windows_begins_where_it_does_in_one():
     """It has no node of its own; its lowest pixel becomes one."""
     turn = np.linspace(0, 2 * np.pi, 90)
     mask_hw = drawn((90, 90), list(zip(45 + 30 * np.sin(turn), 45 + 30 * np.cos(turn), strict=True)), width=3)
-    whole, cut = traced(mask_hw, ALL_OF_IT, SMALL), traced(mask_hw, 20, SMALL, seed=1)
+    whole, cut = traced(mask_hw, ALL_OF_IT, SMALL), traced(mask_hw, 30, SMALL, seed=1)
     assert len(whole.keys) == 1
     np.testing.assert_array_equal(whole.keys, cut.keys)
     np.testing.assert_array_equal(whole.path, cut.path)
@@ -426,6 +427,14 @@ def test_a_way_through_a_bent_wide_area_stays_inside():
     row, col = np.rint(pixels(shapely.segmentize(edges.geometry, 1))).astype(int).T
     assert mask_hw[row, col].all()
     assert edges.width_m[0] == pytest.approx(9, abs=1)
+
+
+def test_chords_over_cells_do_not_leave_them():
+    """An L of cells is gone along in two chords, a block in one."""
+    bent = np.array([[row, 0] for row in range(8)] + [[7, col] for col in range(1, 8)], np.int64)
+    assert _straight(bent, list(range(15))) == [0, 7, 14]
+    block = np.argwhere(np.ones((8, 8))).astype(np.int64)
+    assert _straight(block, [0, 8, 16, 24, 25, 26, 27]) == [0, 27]
 
 
 def test_attributes_are_those_of_the_pixels():
