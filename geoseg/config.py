@@ -200,9 +200,9 @@ class RoadsConfig(Section):
     wider is no road but an area that is crossed on the shortest way. ``max_hole_m``: holes in a road with no longer side are
     filled, those of one pixel always. ``min_spur_m``: dead ends that reach less far beyond the edge of the road they leave are
     dropped. ``max_gap_m``: gaps in the mask up to this length are closed, if the way over them turns off by at most
-    ``max_gap_angle_deg`` degrees from the road's direction (at both ends, where two ends meet). ``min_length_m``: pieces of the
-    network with less length in all are dropped. ``simplify_px``: how far a line may leave its smoothed course to have fewer
-    corners, in traced pixels.
+    ``max_gap_angle_deg`` degrees from the road's direction (at both ends, where two ends meet; half as much where one meets the
+    side of a road). ``min_length_m``: pieces of the network with less length in all are dropped. ``simplify_px``: how far a line
+    may leave its smoothed course to have fewer corners, in traced pixels.
     """
 
     classes: tuple[str, ...] = ("road",)
@@ -210,7 +210,7 @@ class RoadsConfig(Section):
     max_width_m: Annotated[FiniteFloat, Field(gt=0)] = 60.0
     max_hole_m: _Metres = 8.0
     min_spur_m: _Metres = 8.0
-    max_gap_m: _Metres = 15.0
+    max_gap_m: _Metres = 20.0
     max_gap_angle_deg: Annotated[FiniteFloat, Field(ge=0, le=90)] = 35.0
     min_length_m: _Metres = 20.0
     simplify_px: _Metres = 0.6

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from pyproj import CRS, Transformer
+from pyproj.exceptions import ProjError
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import dijkstra
+
+from geoseg.errors import GeoreferenceError
 
 CONTROL_M = 50.0
 SNAP_M = 4.0
@@ -47,6 +51,27 @@ class _Points:
 
     line: _Ints
     along_m: _Floats
+
+
+def on_a_plane(crs_wkt: str, *graphs: RoadGraphGeometry) -> tuple[RoadGraphGeometry, ...]:
+    """Graphs in a CRS of the Earth on one plane in metres, which is true to distances from the middle of all of them.
+
+    At 50 km from it distances across are off by less than 1 in 10,000. Raises GeoreferenceError for another body's CRS.
+    """
+    west, south, east, north = shapely.total_bounds(np.concatenate([one.lines for one in graphs]))
+    crs = CRS.from_wkt(crs_wkt)
+    try:
+        to_lonlat = Transformer.from_crs(crs, CRS.from_epsg(4326), always_xy=True)
+        lon, lat = to_lonlat.transform([(west + east) / 2], [(south + north) / 2], errcheck=True)
+        plane = CRS.from_proj4(f"+proj=aeqd +lat_0={lat[0]:.9f} +lon_0={lon[0]:.9f} +datum=WGS84 +units=m")
+        to_plane = Transformer.from_crs(crs, plane, always_xy=True)
+
+        def moved(xy: _Floats) -> _Floats:
+            return np.stack(to_plane.transform(xy[:, 0], xy[:, 1], errcheck=True), axis=1)
+
+        return tuple(RoadGraphGeometry(shapely.transform(one.lines, moved), one.nodes) for one in graphs)
+    except ProjError as error:
+        raise GeoreferenceError(f"the roads have no longitude and latitude, so no plane in metres: {error}") from error
 
 
 def apls(truth: RoadGraphGeometry, proposal: RoadGraphGeometry) -> Apls:

@@ -130,9 +130,9 @@ def with_gaps_closed(graph: Graph, limits: Limits) -> Graph:
     """The graph with lines from dead ends on over gaps, to other dead ends or to the sides of lines, which are cut there.
 
     A gap counts from edge to edge of the mask, that is without the half widths at both ends (as far as these are below
-    ``max_gap_m``). The shortest is closed first; a side
-    counts as 1.25 times as far. A dead end is joined once, never to where it can be reached from by a way round of less than
-    three times the gap, and not if all of its piece of the network is shorter than the gap.
+    ``max_gap_m``). The shortest is closed first; a side counts as 1.25 times as far, and must lie ahead within half of the
+    angle, or roads side by side would be tied together. A dead end is joined once, never to where it can be reached from by a
+    way round of less than three times the gap, and not if all of its piece of the network is shorter than the gap.
     """
     dead = np.flatnonzero(graph.degree == 1)
     if not len(dead) or not limits.max_gap_m:
@@ -169,7 +169,7 @@ def _possible(graph: Graph, dead: _Ints, pixels: _Pixels, node: _Ints, limits: L
     near = _near(pixels.xy_m, pixels.xy_m[end], float(reach_m.max()))
     tree = cKDTree(pixels.xy_m[near])
     ahead = _ahead(pixels, end)
-    least = np.cos(np.radians(limits.max_gap_angle_deg))
+    least, least_to_side = np.cos(np.radians(limits.max_gap_angle_deg) * np.array([1, 0.5]))
     starts, targets, costs = [], [], []
     for first in range(0, len(dead), _ENDS_AT_ONCE):
         some = np.arange(first, min(first + _ENDS_AT_ONCE, len(dead)))
@@ -187,9 +187,10 @@ def _possible(graph: Graph, dead: _Ints, pixels: _Pixels, node: _Ints, limits: L
         target_ahead = np.zeros((len(target), 2))
         target_ahead[is_end] = ahead[np.searchsorted(dead, node[target[is_end]])]
         faces = is_end & ((target_ahead * -over_m).sum(axis=1) >= least * far_m)
-        starts.append(start)
-        targets.append(target)
-        costs.append(far_m * np.where(faces, 1, _TO_A_SIDE))
+        ok = faces | ((ahead[start] * over_m).sum(axis=1) >= least_to_side * far_m)
+        starts.append(start[ok])
+        targets.append(target[ok])
+        costs.append((far_m * np.where(faces, 1, _TO_A_SIDE))[ok])
     start, target, cost = np.concatenate(starts), np.concatenate(targets), np.concatenate(costs)
     order = np.lexsort((path_keys(pixels.pixel[target]), start, cost))
     return _Gaps(dead[start[order]], target[order])

@@ -81,7 +81,6 @@ def _ways(cells: _Ints, entries: _Ints) -> list[list[int]]:
         return []
     _, before, _ = dijkstra(links, directed=False, indices=centres, return_predecessors=True, min_only=True)
     num_outer = np.zeros(len(cells), np.int64)  # how many cells on a way lead through this one to the middle
-    outer = np.zeros(len(cells), np.int64)  # one of them
     on_way = np.zeros(len(cells), np.bool_)
     for at in entries.tolist():
         while not on_way[at]:
@@ -89,16 +88,11 @@ def _ways(cells: _Ints, entries: _Ints) -> list[list[int]]:
             if before[at] < 0:
                 break
             num_outer[before[at]] += 1
-            outer[before[at]] = at
             at = int(before[at])  # noqa: PLW2901
     is_entry = np.zeros(len(cells), np.bool_)
     is_entry[entries] = True
-    for at in centres.tolist():  # beyond the last branching nobody goes
-        while not is_entry[at] and num_outer[at] == 1:
-            on_way[at] = False
-            at = int(outer[at])  # noqa: PLW2901
     stops = on_way & (is_entry | (num_outer != 1))
-    ways = []
+    ways = []  # beyond the last branching nothing is a stop any more, so the middle alone gets no way
     for start in np.flatnonzero(stops).tolist():
         way = [start]
         while before[way[-1]] >= 0 and on_way[before[way[-1]]]:

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import shapely
+from pyproj import CRS, Geod, Transformer
 
-from geoseg.vector.apls import RoadGraphGeometry, apls
+from geoseg.errors import GeoreferenceError
+from geoseg.vector.apls import RoadGraphGeometry, apls, on_a_plane
 
 
 def graph(*lines: list[tuple[float, float]]) -> RoadGraphGeometry:
@@ -97,6 +99,19 @@ def test_no_roads_are_like_none():
     assert apls(graph(*SQUARE), nothing).score == 0
     assert apls(nothing, graph(*SQUARE)).score == 0
     assert math.isnan(apls(nothing, nothing).score)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857", "EPSG:32637"])
+def test_a_plane_keeps_the_metres_of_the_ellipsoid(crs):
+    lonlat = [[(36.80, -1.29), (36.81, -1.28)], [(36.81, -1.28), (36.81, -1.30), (36.83, -1.30)]]
+    to_crs = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    lines = [[to_crs.transform(*corner) for corner in line] for line in lonlat]
+    one, other = on_a_plane(CRS.from_user_input(crs).to_wkt(), graph(*lines), graph(lines[0]))
+    want_m = [Geod(ellps="WGS84").line_length(*zip(*line, strict=True)) for line in lonlat]
+    assert shapely.length(one.lines).tolist() == pytest.approx(want_m, rel=1e-5)
+    assert shapely.equals_exact(one.lines[0], other.lines[0], tolerance=1e-6)
+    with pytest.raises(GeoreferenceError, match="no plane in metres"):
+        on_a_plane('LOCAL_CS["somewhere",UNIT["metre",1]]', graph(*SQUARE))
 
 
 def test_it_is_symmetric_and_many_points_are_taken_in_parts(monkeypatch):

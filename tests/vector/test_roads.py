@@ -32,7 +32,8 @@ from geoseg.vector.roads import (
     trace_roads,
     tracing_factor,
 )
-from geoseg.vector.skeleton import UNKNOWN, Reach, thin, thin_window
+from geoseg.vector.skeleton import UNKNOWN, Reach, filled, thin, thin_window
+from geoseg.vector.wide import _straight
 
 UTM = CRS.from_epsg(32633).to_wkt()
 SMALL = Reach(half_width=5, hole=3)
@@ -197,6 +198,35 @@ def test_an_empty_window_is_empty():
     assert len(edges.id) == len(edges.geometry) == len(nodes.id) == 0
 
 
+def test_a_ring_over_many_windows_begins_where_it_does_in_one():
+    """It has no node of its own; its lowest pixel becomes one."""
+    turn = np.linspace(0, 2 * np.pi, 90)
+    mask_hw = drawn((90, 90), list(zip(45 + 30 * np.sin(turn), 45 + 30 * np.cos(turn), strict=True)), width=3)
+    whole, cut = traced(mask_hw, ALL_OF_IT, SMALL), traced(mask_hw, 30, SMALL, seed=1)
+    assert len(whole.keys) == 1
+    np.testing.assert_array_equal(whole.keys, cut.keys)
+    np.testing.assert_array_equal(whole.path, cut.path)
+
+
+def test_a_crossing_of_thin_lines_is_one_pixel_and_no_web_of_diagonals():
+    mask_hw = np.zeros((21, 21), np.uint8)
+    mask_hw[10, 2:19] = mask_hw[2:19, 10] = 1
+    (part,) = parts(mask_hw, 21, SMALL)
+    assert sorted(part.graph.degree.tolist()) == [1, 1, 1, 1, 4]
+    assert len(part.graph.ends) == 4
+
+
+def test_small_holes_are_filled_unless_they_are_unknown():
+    mask_hw = np.ones((30, 60), np.uint8)
+    mask_hw[12:15, 10:13] = 0
+    mask_hw[12:15, 30:33] = UNKNOWN
+    mask_hw[12:16, 45:49] = 0
+    filled_hw = filled(mask_hw == 1, mask_hw == UNKNOWN, 3)
+    assert filled_hw[12:15, 10:13].all()
+    assert not filled_hw[12:15, 30:33].any()
+    assert not filled_hw[12:16, 45:49].any()
+
+
 @pytest.mark.parametrize("angle", [0, 7, 22.5, 30, 38, 45, 90])
 @pytest.mark.parametrize("width", [3, 5, 9, 12.5])
 def test_a_straight_road_has_its_length_and_width(angle, width):
@@ -299,7 +329,7 @@ def test_hairs_go_and_streets_stay():
 def test_a_gap_is_closed_up_to_its_largest_length(gap, num_lines):
     mask_hw = drawn((60, 240), [(30, 10), (30, 230)], width=7)
     mask_hw[:, 120 : 120 + gap] = 0
-    edges, _ = network(mask_hw)
+    edges, _ = network(mask_hw, max_gap_m=15)
     assert len(edges.id) == num_lines
     if num_lines == 1:
         assert edges.length_m[0] == pytest.approx(220, rel=0.02)
@@ -322,9 +352,11 @@ def test_a_gap_is_not_closed_round_a_corner():
     assert len(network(beside)[0].id) == 2
 
 
-def test_a_hook_is_not_closed_onto_itself():
-    hook = [(100, 20), (100, 150), (70, 160), (62, 140), (80, 130)]
-    assert len(network(drawn((140, 200), hook, width=4))[0].id) == 1
+def test_a_hook_is_not_closed_onto_itself(monkeypatch):
+    hook = drawn((140, 240), [(100, 20), (100, 200), (55, 180), (66, 173)], width=4)
+    assert len(network(hook, max_gap_m=50)[0].id) == 1
+    monkeypatch.setattr("geoseg.vector.mend._WAY_ROUND", 0)
+    assert len(network(hook, max_gap_m=50)[0].id) > 1
 
 
 def test_between_two_ends_a_crossing_road_is_met_and_not_jumped():
@@ -388,13 +420,21 @@ def test_two_roads_into_a_wide_area_are_one_and_one_ends_at_it():
 
 def test_a_way_through_a_bent_wide_area_stays_inside():
     mask_hw = np.zeros((400, 400), np.uint8)
-    mask_hw[100:370, 60:140] = mask_hw[290:370, 60:340] = 1
-    mask_hw |= drawn((400, 400), [(20, 100), (110, 100)], [(330, 330), (330, 390)], width=8)
+    mask_hw[100:370, 60:140] = mask_hw[100:370, 260:340] = mask_hw[290:370, 60:340] = 1
+    mask_hw |= drawn((400, 400), [(20, 100), (110, 100)], [(20, 300), (110, 300)], width=8)
     edges, _ = network(mask_hw)
     assert len(edges.id) == 1
     row, col = np.rint(pixels(shapely.segmentize(edges.geometry, 1))).astype(int).T
     assert mask_hw[row, col].all()
     assert edges.width_m[0] == pytest.approx(9, abs=1)
+
+
+def test_chords_over_cells_do_not_leave_them():
+    """An L of cells is gone along in two chords, a block in one."""
+    bent = np.array([[row, 0] for row in range(8)] + [[7, col] for col in range(1, 8)], np.int64)
+    assert _straight(bent, list(range(15))) == [0, 7, 14]
+    block = np.argwhere(np.ones((8, 8))).astype(np.int64)
+    assert _straight(block, [0, 8, 16, 24, 25, 26, 27]) == [0, 27]
 
 
 def test_attributes_are_those_of_the_pixels():
@@ -420,6 +460,12 @@ def test_ids_are_places_on_a_lattice_that_scenes_share():
     np.testing.assert_array_equal(edges.id, other.id)
     np.testing.assert_array_equal(nodes.id, other_nodes.id)
     assert not np.isin(network(mask_hw)[0].id, edges.id).any()
+
+
+def test_numbers_that_come_out_equal_are_told_apart(monkeypatch):
+    monkeypatch.setattr("geoseg.vector.roads._mixed", lambda bits: bits * np.uint64(0))
+    edges, _ = network(drawn((120, 120), [(30, 10), (30, 110)], [(60, 10), (60, 110)], [(90, 10), (90, 110)], width=6))
+    assert edges.id.tolist() == [0, 1, 2]
 
 
 def test_lengths_are_geodesic_on_any_grid():
