@@ -27,7 +27,7 @@ from geoseg.raster.geotiff import ReadOptions, describe
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.vector.item import LayerFile, TracedFrom, make_vectors_item
 from geoseg.vector.layers import LayerSpool, convert
-from geoseg.vector.mosaic import join_scenes, of_scene
+from geoseg.vector.sheet import join_scenes, of_scene
 from geoseg.vectorizing import Engine, Layers, Target, TracingProgress, trace_groups, trace_locally
 
 _CHUNK = 8 << 20
@@ -244,7 +244,7 @@ def _trace_each(job: VectorsJob, output: Output, sources: list[_Source], lease: 
         if isinstance(found, Failure):
             done.append(_failed(source.scene_id, found))
             continue
-        target = Target(name=source.scene_id, mosaic=found, classes=source.classes, config=job.vectors)
+        target = Target(name=source.scene_id, sheet=found, classes=source.classes, config=job.vectors)
         todo.append(_Group(source.scene_id, folder, (source,), made, (target,)))
     return [*done, *_trace_groups(job, todo, lease, quiet=quiet)]
 
@@ -265,19 +265,19 @@ def _trace_joined(
             headers.append((source, found))
     todo = []
     for name, members in sorted(_by_kind(headers).items()):
-        mosaics = join_scenes([found for _, found in members])
+        sheets = join_scenes([found for _, found in members])
         sums = tuple(source.sums for source, _ in members)
         made, folder = TracedFrom(masks=sums, settings=_settings(job)), store.join(place, name)
-        lattices = f"{len(members)} scenes lie in {len(mosaics)} groups on lattices of their own or apart"
+        lattices = f"{len(members)} scenes lie in {len(sheets)} groups on lattices of their own or apart"
         remarks += (
-            [f"{name}: {lattices}; what crosses from one group to another is not joined"] if len(mosaics) > 1 else []
+            [f"{name}: {lattices}; what crosses from one group to another is not joined"] if len(sheets) > 1 else []
         )
         standing = _standing(folder)
         if standing is not None and standing["properties"]["geoseg:fingerprint"] == made.fingerprint:
             done.append(_unchanged(name, folder, standing))
             continue
         classes = members[0][0].classes
-        targets = tuple(Target(name=name, mosaic=one, classes=classes, config=job.vectors) for one in mosaics)
+        targets = tuple(Target(name=name, sheet=one, classes=classes, config=job.vectors) for one in sheets)
         todo.append(_Group(name, folder, tuple(source for source, _ in members), made, targets))
     return [*done, *_trace_groups(job, todo, lease, quiet=quiet)], remarks
 
@@ -360,7 +360,7 @@ def _unchanged(name: str, folder: str, standing: dict[str, Any]) -> Traced:
 
 def _publish(group: _Group, layers: Layers, config: VectorsConfig) -> Traced:
     """Put the files of the layers, then the item, which is the commit; files that an older item names stay, as masks do."""
-    crs_wkt = group.targets[0].mosaic.grid.crs_wkt
+    crs_wkt = group.targets[0].sheet.grid.crs_wkt
     files: list[LayerFile] = []
     figures: dict[str, float] = {}
     for spool in layers.spools.values():

@@ -22,7 +22,6 @@ from geoseg.raster.grid import Grid
 from geoseg.raster.window import Window, num_windows, plan_windows
 from geoseg.vector.join import Joiner, split_whole
 from geoseg.vector.layers import LayerKind, LayerSpool
-from geoseg.vector.mosaic import NODATA, Mosaic
 from geoseg.vector.polygons import Polygons, class_values, finish_polygons
 from geoseg.vector.roads import (
     WindowRoads,
@@ -35,6 +34,7 @@ from geoseg.vector.roads import (
     trace_roads,
     tracing_factor,
 )
+from geoseg.vector.sheet import NODATA, Sheet
 from geoseg.vector.skeleton import Reach
 from geoseg.vector.trace import WindowShapes, trace_window
 
@@ -97,7 +97,7 @@ class Target:
     """A raster that is traced, and how: ``classes`` are the codes of its classes by name."""
 
     name: str
-    mosaic: Mosaic
+    sheet: Sheet
     classes: tuple[tuple[str, int], ...]
     config: VectorsConfig
 
@@ -119,18 +119,18 @@ class Target:
     @cached_property
     def factor(self) -> int:
         """How many pixels of the mask's side are one of the grid that roads are traced on."""
-        return tracing_factor(self.mosaic.grid, self.config.roads)
+        return tracing_factor(self.sheet.grid, self.config.roads)
 
     @cached_property
     def road_start(self) -> tuple[int, int]:
         """The row and column of the mask where that grid begins: a multiple of the factor on the world's lattice, 0 or less."""
-        row, col = self.mosaic.origin
+        row, col = self.sheet.origin
         return -(row % self.factor), -(col % self.factor)
 
     @cached_property
     def road_grid(self) -> Grid:
         """The grid that roads are traced on."""
-        (row, col), grid = self.road_start, self.mosaic.grid
+        (row, col), grid = self.road_start, self.sheet.grid
         return reduced_grid(grid.crop(Window(col, row, grid.width - col, grid.height - row)), self.factor)
 
     @cached_property
@@ -142,13 +142,13 @@ class Target:
     def num_pieces(self) -> int:
         """How many windows it is cut into."""
         size = self.config.window
-        buildings = num_windows(self.mosaic.grid.height, self.mosaic.grid.width, size) if self.building_values else 0
+        buildings = num_windows(self.sheet.grid.height, self.sheet.grid.width, size) if self.building_values else 0
         roads = num_windows(self.road_grid.height, self.road_grid.width, size) if self.road_values else 0
         return buildings + roads
 
     def pieces(self) -> Iterator[Piece]:
         """The windows that tile it, once for buildings and once for roads."""
-        size, grid = self.config.window, self.mosaic.grid
+        size, grid = self.config.window, self.sheet.grid
         if self.building_values:
             yield from (Piece("buildings", window) for window in plan_windows(grid.height, grid.width, size))
         if self.road_values:
@@ -169,13 +169,13 @@ def trace_part(target: Target, piece: Piece) -> Part | Failure:
 
 
 def _trace_buildings(target: Target, window: Window) -> BuildingsPart:
-    mosaic, values = target.mosaic, target.building_values
-    read = mosaic.read(window, values, shares=mosaic.has_shares)
-    shape = (mosaic.grid.height, mosaic.grid.width)
+    sheet, values = target.sheet, target.building_values
+    read = sheet.read(window, values, shares=sheet.has_shares)
+    shape = (sheet.grid.height, sheet.grid.width)
     shapes = WindowShapes.nothing(window) if read is None else trace_window(read[0], window, shape, values, read[1])
     whole, rest = split_whole(shapes)
     buildings = target.config.buildings
-    polygons = finish_polygons(whole, mosaic.grid, buildings, target.names, origin=mosaic.origin)
+    polygons = finish_polygons(whole, sheet.grid, buildings, target.names, origin=sheet.origin)
     return BuildingsPart(polygons, rest)
 
 
@@ -186,7 +186,7 @@ def _trace_roads(target: Target, window: Window) -> WindowRoads:
     wanted = Window(
         around.col_off * factor + col, around.row_off * factor + row, around.width * factor, around.height * factor
     )
-    read = target.mosaic.read(wanted, values, shares=target.mosaic.has_shares)
+    read = target.sheet.read(wanted, values, shares=target.sheet.has_shares)
     if read is None:
         nothing_hw = np.full((around.height, around.width), NODATA, np.uint8)
         return trace_roads(nothing_hw, None, window, values=values, reach=target.reach)
@@ -223,7 +223,7 @@ class Tracing:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        grid = target.mosaic.grid
+        grid = target.sheet.grid
         self._joiner = Joiner((grid.height, grid.width))
         self._roads: list[WindowRoads] = []
 
@@ -237,8 +237,8 @@ class Tracing:
         target = self.target
         whole = self._joiner.add(part.open)
         if len(whole):
-            buildings, origin = target.config.buildings, target.mosaic.origin
-            self._take(finish_polygons(whole, target.mosaic.grid, buildings, target.names, origin=origin), layers)
+            buildings, origin = target.config.buildings, target.sheet.origin
+            self._take(finish_polygons(whole, target.sheet.grid, buildings, target.names, origin=origin), layers)
 
     def finish(self, layers: Layers) -> None:
         """All windows are in: the road network goes to the layers."""
@@ -247,7 +247,7 @@ class Tracing:
             self._joiner.finish()
         if not self._roads:
             return
-        row, col = (place // target.factor for place in target.mosaic.origin)
+        row, col = (place // target.factor for place in target.sheet.origin)
         graph = join_roads(self._roads, target.reach)
         edges, nodes = finish_roads(graph, target.road_grid, target.config.roads, target.names, origin=(row, col))
         columns = {

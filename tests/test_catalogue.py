@@ -383,7 +383,10 @@ def vectors(root: str, scene_id: str, **told: Any) -> None:
     document = {
         **{key: of_mask[key] for key in ("type", "stac_version", "geometry", "bbox")},
         "id": f"{scene_id}-vectors",
-        "properties": {"datetime": of_mask["properties"]["datetime"]},
+        "properties": {
+            "datetime": of_mask["properties"]["datetime"],
+            "geoseg:mask_sha256": of_mask["assets"]["mask"]["file:checksum"].removeprefix("1220"),
+        },
         "links": [{"rel": "derived_from", "href": "./item.json"}],
         "assets": {
             "buildings": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import geopandas
@@ -197,6 +198,25 @@ def test_a_damaged_mask_is_told_and_leaves_the_vectors_of_before(out):
     report = vectorize(out, vectors={"buildings": {"min_area_m2": 60}})
     assert {one.name: one.status for one in report.traced} == {"east": "failed", "west": "made"}
     assert objects(out)["/east/vectors.json"] == before["/east/vectors.json"]
+
+
+def test_vectors_of_an_earlier_mask_are_told(out):
+    vectorize(out)
+    item = item_of(out, "east", "item.json")
+    mask = store.read(f"{out}/east/{item['assets']['mask']['href'][2:]}") + b"x"
+    name = f"mask-{hashlib.sha256(mask).hexdigest()[:16]}.tif"
+    store.write(f"{out}/east/{name}", mask)
+    item["assets"]["mask"] |= {
+        "href": f"./{name}",
+        "file:size": len(mask),
+        "file:checksum": "1220" + hashlib.sha256(mask).hexdigest(),
+    }
+    store.write(f"{out}/east/item.json", json.dumps(item).encode())
+    (fault,) = verify_output(out).faults
+    assert fault.endswith("was traced from another mask than the one that stands; geoseg vectorize does it anew")
+    again = vectorize(out)
+    assert {one.name: one.status for one in again.traced} == {"east": "made", "west": "unchanged"}
+    assert not verify_output(out).faults
 
 
 def test_other_formats_are_written_on_request(out):

@@ -72,6 +72,7 @@ class _Checked:
         self.there, self.named = there, named
         self.faults: list[str] = []
         self.num_bytes = 0
+        self._masks: dict[str, str] = {}
 
     def check(self, uri: str, kind: STACObjectType) -> None:
         """Check a document and its assets. Raises AccessDeniedError alone."""
@@ -80,6 +81,7 @@ class _Checked:
             self.faults += [f"{store.redact(uri)}: {sentence}" for sentence in _document_faults(document, kind)]
             for key, asset in document["assets"].items():
                 self._check_asset(_href(uri, asset["href"]), key, asset, document)
+            self._check_age(uri, document)
             lost = [_href(uri, link["href"]) for link in document["links"] if link["rel"] == "item"]
             self.faults += [
                 f"{store.redact(uri)}: links {store.redact(href)}, which is not there; geoseg catalogue makes it anew"
@@ -92,6 +94,18 @@ class _Checked:
             self.faults.append(f"{store.redact(uri)}: not an item of geoseg's: {error}")
         except GeosegError as error:
             self.faults.append(str(error))
+
+    def _check_age(self, uri: str, document: dict[str, Any]) -> None:
+        """Whether vectors are of the mask that stands; a folder's item comes before its vectors."""
+        folder = uri.rpartition("/")[0]
+        if uri.endswith(f"/{ITEM_NAME}"):
+            self._masks[folder] = str(document["assets"]["mask"]["file:checksum"])
+        elif uri.endswith(f"/{VECTORS_NAME}") and self._masks.get(folder) != "1220" + str(
+            document["properties"]["geoseg:mask_sha256"]
+        ):
+            self.faults.append(
+                f"{store.redact(uri)}: was traced from another mask than the one that stands; geoseg vectorize does it anew"
+            )
 
     def _check_asset(self, href: str, key: str, asset: dict[str, Any], document: dict[str, Any]) -> None:
         if href in self.named:

@@ -88,6 +88,7 @@ def make_vectors_item(
             "processing:software": {"geoseg": version("geoseg")},
             "geoseg:fingerprint": made.fingerprint,
             "geoseg:settings": made.settings,
+            **({"geoseg:mask_sha256": made.masks[0][0]} if alone else {}),
             **{f"geoseg:{key}": value for key, value in figures.items()},
             **{key: first["properties"][key] for key in _PROJECTED if key in first["properties"]},
         },

@@ -25,7 +25,7 @@ _OPEN_READERS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A mask of a mosaic: its header, that of its probabilities (None without any), and the place of its first pixel."""
+    """A mask of a sheet: its header, that of its probabilities (None without any), and the place of its first pixel."""
 
     mask: Scene
     shares: Scene | None
@@ -34,12 +34,12 @@ class Piece:
 
     @property
     def window(self) -> Window:
-        """Where it lies in the mosaic."""
+        """Where it lies in the sheet."""
         return Window(self.col_off, self.row_off, self.mask.grid.width, self.mask.grid.height)
 
 
 @dataclass(frozen=True)
-class Mosaic:
+class Sheet:
     """Masks that are vectorised as one raster on ``grid``: of those with data at a pixel the first counts.
 
     ``origin`` is the place (row, col) of the grid's first pixel on the lattice that begins where the coordinates of the CRS are
@@ -96,13 +96,13 @@ class Mosaic:
         return (mask_hw, shares_vhw) if bool((mask_hw != NODATA).any()) else None
 
 
-def of_scene(mask: Scene, shares: Scene | None) -> Mosaic:
+def of_scene(mask: Scene, shares: Scene | None) -> Sheet:
     """One mask by itself."""
-    return Mosaic(mask.grid, _origin(mask.grid), (Piece(mask=mask, shares=shares),))
+    return Sheet(mask.grid, _origin(mask.grid), (Piece(mask=mask, shares=shares),))
 
 
-def join_scenes(masks: Sequence[tuple[Scene, Scene | None]]) -> list[Mosaic]:
-    """The fewest mosaics that hold these masks (with their probabilities), the first of which count where they overlap.
+def join_scenes(masks: Sequence[tuple[Scene, Scene | None]]) -> list[Sheet]:
+    """The fewest sheets that hold these masks (with their probabilities), the first of which count where they overlap.
 
     Masks are in one when they have one CRS, their pixels lie on one lattice to a hundredth of a pixel, and they touch or overlap,
     directly or through others.
@@ -110,10 +110,10 @@ def join_scenes(masks: Sequence[tuple[Scene, Scene | None]]) -> list[Mosaic]:
     lattices: dict[tuple[object, ...], list[tuple[Scene, Scene | None]]] = defaultdict(list)
     for mask, shares in masks:
         lattices[_lattice(mask.grid, lattices)].append((mask, shares))
-    return [mosaic for on_one in lattices.values() for mosaic in _islands(on_one)]
+    return [sheet for on_one in lattices.values() for sheet in _islands(on_one)]
 
 
-def _islands(masks: list[tuple[Scene, Scene | None]]) -> list[Mosaic]:
+def _islands(masks: list[tuple[Scene, Scene | None]]) -> list[Sheet]:
     origins = np.array([_origin(mask.grid) for mask, _ in masks], np.int64)
     shapes = np.array([(mask.grid.height, mask.grid.width) for mask, _ in masks], np.int64)
     (tops, lefts), (bottoms, rights) = origins.T, (origins + shapes).T
@@ -136,7 +136,7 @@ def _islands(masks: list[tuple[Scene, Scene | None]]) -> list[Mosaic]:
         height, width = int(bottoms[members].max()) - top, int(rights[members].max()) - left
         corner = masks[members[0]][0].grid
         at = Window(-pieces[0].col_off, -pieces[0].row_off, width, height)
-        found.append(Mosaic(corner.crop(at), (top, left), pieces))
+        found.append(Sheet(corner.crop(at), (top, left), pieces))
     return found
 
 

@@ -10,7 +10,7 @@ from affine import Affine
 from geoseg.raster.geotiff import ReadOptions, describe
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window
-from geoseg.vector.mosaic import join_scenes, of_scene
+from geoseg.vector.sheet import join_scenes, of_scene
 
 PIXEL = 0.6
 
@@ -50,19 +50,19 @@ def cut(folder, ground, name, rows, cols):
     return published(folder, name, ground[None, slice(*rows), slice(*cols)], left=5000 + cols[0], top=1000 + rows[0])
 
 
-def whole(mosaic, values=(1,), *, shares=False):
-    return mosaic.read(Window(0, 0, mosaic.grid.width, mosaic.grid.height), values, shares=shares)
+def whole(sheet, values=(1,), *, shares=False):
+    return sheet.read(Window(0, 0, sheet.grid.width, sheet.grid.height), values, shares=shares)
 
 
 def test_scenes_side_by_side_are_one_raster(tmp_path, ground):
     spans = [((0, 130), (0, 400)), ((130, 300), (0, 171)), ((130, 300), (171, 400))]
     scenes = [(cut(tmp_path, ground, f"s{place}", *span), None) for place, span in enumerate(spans)]
-    (mosaic,) = join_scenes(scenes[::-1])
-    assert mosaic.origin == (1000, 5000)
-    assert np.array_equal(whole(mosaic)[0], ground)
-    seen, _ = mosaic.read(Window(160, 120, 30, 25), (1,), shares=False)
+    (sheet,) = join_scenes(scenes[::-1])
+    assert sheet.origin == (1000, 5000)
+    assert np.array_equal(whole(sheet)[0], ground)
+    seen, _ = sheet.read(Window(160, 120, 30, 25), (1,), shares=False)
     assert np.array_equal(seen, ground[120:145, 160:190])
-    beyond, _ = mosaic.read(Window(-5, 290, 20, 20), (1,), shares=False)
+    beyond, _ = sheet.read(Window(-5, 290, 20, 20), (1,), shares=False)
     assert np.array_equal(beyond[:10, 5:], ground[290:, :15])
     assert (beyond[:, :5] == 255).all()
     assert (beyond[10:] == 255).all()
@@ -71,11 +71,11 @@ def test_scenes_side_by_side_are_one_raster(tmp_path, ground):
 def test_where_scenes_overlap_the_first_that_has_data_counts(tmp_path, ground):
     one = cut(tmp_path, ground, "one", (0, 200), (0, 400))
     other = published(tmp_path, "other", np.full((1, 200, 400), 2, np.uint8), left=5000, top=1100)
-    (mosaic,) = join_scenes([(one, None), (other, None)])
+    (sheet,) = join_scenes([(one, None), (other, None)])
     expected = np.full((300, 400), 2, np.uint8)
     expected[:200] = ground[:200]
     expected[:200][(ground[:200] == 255) & (np.arange(200) >= 100)[:, None]] = 2
-    assert np.array_equal(whole(mosaic)[0], expected)
+    assert np.array_equal(whole(sheet)[0], expected)
     (swapped,) = join_scenes([(other, None), (one, None)])
     assert (whole(swapped)[0][100:] == 2).all()
 
@@ -87,7 +87,7 @@ def test_scenes_apart_or_on_other_lattices_stay_apart(tmp_path, ground):
     finer = published(tmp_path, "finer", ground[None, :100, 100:200], left=10200, top=2000, pixel=PIXEL / 2)
     elsewhere = published(tmp_path, "elsewhere", ground[None, :100, 100:200], left=5100, top=1000, crs="EPSG:32641")
     found = join_scenes([(one, None) for one in (near, far, shifted, finer, elsewhere)])
-    assert sorted(piece.mask.id for mosaic in found for piece in mosaic.pieces) == sorted(
+    assert sorted(piece.mask.id for sheet in found for piece in sheet.pieces) == sorted(
         ["near", "far", "shifted", "finer", "elsewhere"]
     )
     assert len(found) == 5
@@ -101,9 +101,9 @@ def test_probabilities_come_from_the_scene_whose_class_counts(tmp_path, ground):
         published(tmp_path, f"p{place}", np.full((3, 200, 400), 10 * place + 1, np.uint8), left=5000, top=top)
         for place, top in ((1, 1000), (2, 1100))
     ]
-    (mosaic,) = join_scenes(list(zip(masks, told, strict=True)))
-    assert mosaic.has_shares
-    mask_hw, shares_vhw = whole(mosaic, (1, 2), shares=True)
+    (sheet,) = join_scenes(list(zip(masks, told, strict=True)))
+    assert sheet.has_shares
+    mask_hw, shares_vhw = whole(sheet, (1, 2), shares=True)
     assert np.array_equal(mask_hw, ground)
     assert shares_vhw.shape == (2, 300, 400)
     assert set(np.unique(shares_vhw[:, :200])) <= {11, 255}
