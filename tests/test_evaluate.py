@@ -326,4 +326,4 @@ def test_a_real_scene_has_the_scores_of_its_published_mask(tmp_path: Path) -> No
     known = (mask != 255) & (truth != 255)
     ious = [one.iou for one in class_scores(report.counts_of("dubai"))]
     assert ious == [class_iou(mask, truth, known, value) for value in range(3)]
-    assert ious[1:] == pytest.approx([0.540, 0.516], abs=0.001)  # as the bundle's card tells
+    assert ious[1:] == pytest.approx([0.544, 0.526], abs=0.001)  # as the bundle's card tells
