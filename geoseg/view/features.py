@@ -22,6 +22,7 @@ from geoseg.raster.geotiff import RangeFile
 Box = tuple[float, float, float, float]
 MOST_FEATURES, MOST_POINTS = 4000, 400_000
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_EXACT_IN_BROWSERS = 2**53
 
 
 class _Seekable(io.RawIOBase):
@@ -162,10 +163,14 @@ def _column(table: Any, path: str) -> Any:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as JSON has it: what is not finite is null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
+    """A row as JSON has it: what is not finite is null, a whole number that a browser would round is text."""
+    return {name: _plain_value(value) for name, value in row.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, int) and abs(value) > _EXACT_IN_BROWSERS else value
 
 
 def _collection(features: list[str], *, too_many: bool = False) -> bytes:

@@ -1,6 +1,6 @@
 """Is a network of ours worth it beside a ready-made one? The same training, the same operations, two networks.
 
-    python tests/benchmarks/ready_made.py --out ready-made                # three seeds, jobs/configs/default-coarse.toml as it stands
+    python tests/benchmarks/ready_made.py --out ready-made                # three seeds, default-coarse.toml as it stands
     python tests/benchmarks/ready_made.py --steps 0.1 --seeds 0           # a tenth of its steps; 500 are 500 in all
     python tests/benchmarks/ready_made.py --encoder mobilenet_v2 --width 24 --depth 3
 

@@ -3,7 +3,7 @@
     python tests/benchmarks/robustness.py                                # the shipped bundle
     python tests/benchmarks/robustness.py --bundle runs/default/bundle --out robustness --json
 
-The validation scenes of jobs/configs/default-coarse.toml (the imagery lies where GEOSEG_TEST_DATA says; of many scenes of a source every
+The validation scenes of the shipped recipes (the imagery lies where GEOSEG_TEST_DATA says; of many scenes of a source every
 so many, Kampala at 0.6 m) are written anew: in another light, blurred, at other pixel sizes, in 16 bits, with a collar. Each
 is scored as ``geoseg evaluate`` does it: planned, read, predicted and compared with its labels on its own pixels. Told is the
 IoU of each source and class, and its change against the clean row; rows with a collar are held against a clean image whose

@@ -100,7 +100,7 @@ def test_lines_and_what_json_does_not_know(tmp_path: Path) -> None:
         "id": ["a", None],
         "length_m": [np.nan, 5.0],
         "width_m": [np.inf, 2.5],
-        "from": [1, 2],
+        "from": [1, -19_970_000_000_000_001],
         "name": ["<b>'\"", "ü"],
     }
     lines = geopandas.GeoDataFrame(
@@ -108,7 +108,13 @@ def test_lines_and_what_json_does_not_know(tmp_path: Path) -> None:
     )
     first, second = found(opened(lines, tmp_path / "roads.parquet"), -1, -1, 9, 9)["features"]
     assert first["properties"] == {"id": "a", "length_m": None, "width_m": None, "from": 1, "name": "<b>'\""}
-    assert second["properties"] == {"id": None, "length_m": 5.0, "width_m": 2.5, "from": 2, "name": "ü"}
+    assert second["properties"] == {
+        "id": None,
+        "length_m": 5.0,
+        "width_m": 2.5,
+        "from": "-19970000000000001",
+        "name": "ü",
+    }
     assert first["geometry"] == {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}
 
 
