@@ -29,7 +29,6 @@ from geoseg.predict.collection import (
     ITEMS_NAME,
     MOST_LINKS,
     PARQUET,
-    VECTORS_NAME,
     CollectionTexts,
     Sums,
     read_collection,
@@ -37,7 +36,7 @@ from geoseg.predict.collection import (
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.mosaic import PREFIX, MaskTile, Mosaic, make_mosaics, mask_tile
 from geoseg.predict.output import Output, list_output
-from geoseg.predict.publish import ITEM_NAME, read_item
+from geoseg.predict.publish import ITEM_NAME, VECTORS_NAME, read_item
 from geoseg.progress import StatusLine, duration
 from geoseg.raster import store
 from geoseg.raster.scene import slug

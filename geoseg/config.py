@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,6 +36,15 @@ else:
 _T = TypeVar("_T", bound=BaseModel)
 DEFAULT_BUNDLE = "roads-buildings"
 _Metres = Annotated[FiniteFloat, Field(ge=0)]
+
+
+def _different(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("each is named once")
+    return values
+
+
+_Names = Annotated[tuple[str, ...], AfterValidator(_different)]
 _CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile", "uncertainty"})
 
 
@@ -172,30 +182,24 @@ class GuardConfig(Section):
 class PolygonsConfig(Section):
     """Which classes of a mask become polygons, and how much these may differ from its pixels.
 
-    ``classes``: names of the bundle's classes, [] for none. ``min_area_m2``: smaller polygons are left out, in square metres on
-    the ellipsoid; holes of any size stay. ``simplify_px``: how far outlines are smoothed, in pixels of the mask: corners go
-    whose triangle with their neighbours is no larger than its square; 0 keeps the sides of the pixels, and from 2 on polygons
-    less than that apart may come to overlap. ``square``: give outlines right angles, each by itself, so that polygons which
-    touch may come to overlap by a pixel or leave a gap.
+    ``classes``: names of the bundle's classes, [] for none; ``building``, where there is one, unless said. ``min_area_m2``:
+    smaller polygons are left out, in square metres on the ellipsoid; holes of any size stay. ``simplify_px``: how far outlines
+    are smoothed, in pixels of the mask: corners go whose triangle with their neighbours is no larger than its square; 0 keeps
+    the sides of the pixels, and from 2 on polygons less than that apart may come to overlap. ``square``: give outlines right
+    angles, each by itself, so that polygons which touch may come to overlap by a pixel or leave a gap.
     """
 
-    classes: tuple[str, ...] = ("building",)
+    classes: _Names | None = None
     min_area_m2: Annotated[FiniteFloat, Field(ge=0)] = 10.0
     simplify_px: Annotated[FiniteFloat, Field(ge=0, le=100)] = 1.0
     square: bool = False
-
-    @field_validator("classes")
-    @classmethod
-    def _names_some(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(classes)) != len(classes):
-            raise ValueError('classes must be different names, for example ["building"]')
-        return classes
 
 
 class RoadsConfig(Section):
     """Which classes are roads, and what counts as one; lengths in metres on the ground.
 
-    ``classes``: names of the bundle's classes that together are the network, [] for none. ``resolution_m``: largest pixel on
+    ``classes``: names of the bundle's classes that together are the network, [] for none; ``road``, where there is one, unless
+    said. ``resolution_m``: largest pixel on
     which is traced; smaller ones are put together by twos as long as they do not get larger than this. ``max_width_m``: what is
     wider is no road but an area that is crossed on the shortest way. ``max_hole_m``: holes in a road with no longer side are
     filled, those of one pixel always. ``min_spur_m``: dead ends that reach less far beyond the edge of the road they leave are
@@ -205,7 +209,7 @@ class RoadsConfig(Section):
     may leave its smoothed course to have fewer corners, in traced pixels.
     """
 
-    classes: tuple[str, ...] = ("road",)
+    classes: _Names | None = None
     resolution_m: Annotated[FiniteFloat, Field(gt=0)] = 1.0
     max_width_m: Annotated[FiniteFloat, Field(gt=0)] = 60.0
     max_hole_m: _Metres = 8.0
@@ -225,7 +229,7 @@ class VectorsConfig(Section):
 
     buildings: PolygonsConfig = PolygonsConfig()
     roads: RoadsConfig = RoadsConfig()
-    formats: tuple[Literal["fgb", "gpkg", "pmtiles"], ...] = ()
+    formats: Annotated[tuple[Literal["fgb", "gpkg", "pmtiles"], ...], AfterValidator(_different)] = ()
     window: Literal[512, 1024, 2048, 4096, 8192] = 2048
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from geoseg.config import ClusterConfig, Job, load_job
-from geoseg.errors import ConfigError
+from geoseg.errors import ConfigError, OutputHeldError, StopError
 from geoseg.evaluate.job import EvaluationJob, evaluate, judge_locally
 from geoseg.evaluate.report import Evaluation
 from geoseg.model.bundle import WEIGHTS_NAME
@@ -18,7 +18,6 @@ from geoseg.model.costs import peak_bytes, shadow_of
 from geoseg.model.network import Network
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
-from geoseg.predict.collection import VECTORS_NAME
 from geoseg.predict.drain import Drain
 from geoseg.predict.failure import Failure
 from geoseg.predict.ground import Ground, usual_shares
@@ -43,7 +42,6 @@ from geoseg.raster.geotiff import cache_bytes
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.versions import Versions
 from geoseg.raster.window import Window
-from geoseg.vectorize import VectorsJob, trace_scenes
 
 _SMALL_WINDOWS = 256
 _LOOK_AHEAD_SCENES = 16
@@ -69,6 +67,8 @@ def predict_from_settings(scenes: str | Sequence[str], out: str, **settings: Any
 def make_run_spec(job: Job) -> RunSpec:
     """What the scenes of a job share. Raises BundleError, ConfigError."""
     set_memory_up()
+    if job.vectors is not None:  # whether it can be had is better known before the run
+        import geoseg.vectorize  # noqa: F401
     bundle = load_bundle(job.bundle)
     network = network_spec(bundle, job.predict)
     return RunSpec(
@@ -114,20 +114,29 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
 def with_vectors(report: RunReport, job: Job, lease: Lease, *, quiet: bool) -> RunReport:
     """The report of a run whose job has ``[vectors]``, with what it published traced under the run's lease.
 
-    Traced are the scenes of the report and those of the output that have no vectors yet. Raises StopError kinds.
+    Traced are the scenes of the report, and those of the output whose vectors are missing or no newer than their item: a run
+    before may have ended before it came to them. What keeps them from being traced is told. Raises OutputHeldError.
     """
     if job.vectors is None or report.num_left:
         return report
+    from geoseg.vectorize import VectorsJob, trace_scenes
+
     output = list_output(report.out)
     looked_at = {scene.id for scene in report.scenes if scene.status in ("published", "unchanged")}
-    lacking = {
+    late = {
         scene_id
-        for scene_id in output.items
-        if store.join(report.out, scene_id, VECTORS_NAME) not in output.beside.get(scene_id, ())
+        for scene_id, item in output.items.items()
+        if scene_id not in output.vectors or output.vectors[scene_id].modified <= item.modified
     }
-    wanted = sorted((looked_at & output.items.keys()) | lacking)
+    wanted = sorted((looked_at & output.items.keys()) | late)
     vectors_job = VectorsJob(out=job.out, vectors=job.vectors, cluster=job.cluster)
-    done = trace_scenes(vectors_job, output, wanted, lease, quiet=quiet)
+    try:
+        done = trace_scenes(vectors_job, output, wanted, lease, quiet=quiet)
+    except OutputHeldError:
+        raise
+    except (StopError, KeyboardInterrupt) as error:
+        told = f"vectors: {error}" if isinstance(error, StopError) else "vectors: interrupted while they were traced"
+        return replace(report, remarks=(*report.remarks, told), num_untraced=len(wanted))
     failed = [one for one in done.traced if one.status == "failed"]
     return replace(report, remarks=(*report.remarks, *done.summary()), num_untraced=len(failed))
 

@@ -13,26 +13,37 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.parquet as pq
+from pydantic import model_validator
 
 from geoseg.config import ClusterConfig, Section, VectorsConfig, check, read_toml
-from geoseg.errors import ConflictError, NothingReadableError, StoreError
-from geoseg.predict.collection import VECTORS_NAME
+from geoseg.errors import ConfigError, ConflictError, NothingReadableError, SceneError, StoreError
+from geoseg.predict.collection import union_bbox
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.lease import Lease
 from geoseg.predict.output import Output, list_output
 from geoseg.predict.parts import WORK_FOLDER
-from geoseg.predict.publish import read_item
+from geoseg.predict.publish import ITEM_NAME, VECTORS_NAME, read_item
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, describe
 from geoseg.raster.scene import Scene, SceneRef
-from geoseg.vector.item import LayerFile, TracedFrom, make_vectors_item
-from geoseg.vector.layers import LayerSpool, convert
-from geoseg.vector.sheet import join_scenes, of_scene
-from geoseg.vectorizing import Engine, Layers, Target, TracingProgress, trace_groups, trace_locally
+
+try:
+    from geoseg.vector.item import LayerFile, TracedFrom, make_vectors_item
+    from geoseg.vector.layers import LayerSpool, convert
+    from geoseg.vector.sheet import Sheet, join_scenes, lattice_name, of_scene
+    from geoseg.vectorizing import Engine, Layers, Target, TracingProgress, trace_groups, trace_locally
+except ModuleNotFoundError as missing:
+    raise ConfigError(
+        f"tracing needs {missing.name}, which is not installed: pip install 'geoseg[vector]'"
+    ) from missing
 
 _CHUNK = 8 << 20
 _JOINED_FOLDER = "layers"
 _SMALL_WINDOWS = 256
+_NOT_JOINED = (
+    "nothing was joined: a layer without this scene would take the place of the one that stands; mend it and run again"
+)
+_SEVERAL = "{} layers: scenes of another CRS, on another lattice of pixels or with other classes are not joined"
 _FIGURES = ("buildings", "buildings_km2", "roads", "roads_km", "road_nodes")
 Status = Literal["made", "unchanged", "failed"]
 
@@ -53,25 +64,40 @@ class VectorsJob(Section):
     vectors: VectorsConfig = VectorsConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="after")
+    def _says_what_counts(self) -> VectorsJob:
+        if self.to is not None and not self.join:
+            raise ValueError("to has no effect without join: layers of a scene lie beside its mask")
+        if self.join and self.scenes and self.to is None:
+            raise ValueError("some scenes joined need a place of their own beside the layer of all: say it with --to")
+        if self.cluster.engine == "local" and (self.cluster.address or (self.cluster.workers or 1) > 1):
+            raise ValueError("--engine local is one process: leave out --address and --workers, or take --engine ray")
+        return self
+
 
 def load_vectors_job(out: str, scenes: Sequence[str], config: str | None, options: Mapping[str, Any]) -> VectorsJob:
     """The job of the command line; ``config``: a job file of which ``[vectors]`` and ``[cluster]`` count. Raises ConfigError."""
     told = read_toml(config) if config is not None else {}
     options = {key: value for key, value in options.items() if value not in (None, ())}
-    vectors: dict[str, Any] = {**told.get("vectors", {})}
-    vectors |= {key: options[key] for key in ("formats", "window") if key in options}
+    vectors = _with(told.get("vectors", {}), {key: options[key] for key in ("formats", "window") if key in options})
     named = {"min_area": "min_area_m2", "square": "square"}
     buildings = {name: options[key] for key, name in named.items() if key in options}
-    vectors["buildings"] = {**vectors.get("buildings", {}), **buildings}
+    if isinstance(vectors, dict):
+        vectors = {**vectors, "buildings": _with(vectors.get("buildings", {}), buildings)}
     cluster = {key: options[key] for key in ("workers", "address", "engine") if key in options}
     values: dict[str, Any] = {
         "out": out,
         "scenes": tuple(scenes),
         "vectors": vectors,
-        "cluster": {**told.get("cluster", {}), **cluster},
+        "cluster": _with(told.get("cluster", {}), cluster),
         **{key: options[key] for key in ("join", "overlap", "to") if key in options},
     }
     return check(VectorsJob, values, where=config or "the command line")
+
+
+def _with(section: Any, options: Mapping[Any, Any]) -> Any:
+    """A section of a file with options on top; what is no section stays, to be told."""
+    return {**section, **options} if isinstance(section, dict) else section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,10 +209,14 @@ def trace_scenes(
     read = list(store.in_parallel(partial(_read_source, output), scene_ids))
     failed = [one for one in read if isinstance(one, Traced)]
     sources = [one for one in read if isinstance(one, _Source)]
-    if job.join:
+    remarks: list[str] = []
+    traced: list[Traced] = []
+    if job.join and failed:
+        remarks = [_NOT_JOINED]
+    elif job.join:
         traced, remarks = _trace_joined(job, output.root, sources, lease, quiet=quiet)
     else:
-        traced, remarks = _trace_each(job, output, sources, lease, quiet=quiet), []
+        traced = _trace_each(job, output, sources, lease, quiet=quiet)
     return VectorsReport(traced=tuple(sorted([*failed, *traced], key=lambda one: one.name)), remarks=tuple(remarks))
 
 
@@ -232,81 +262,152 @@ def _trace_each(job: VectorsJob, output: Output, sources: list[_Source], lease: 
     """Each scene by itself, in files beside its mask."""
     done: list[Traced] = []
     todo: list[_Group] = []
-    for source in sources:
+    folders = [store.join(output.root, source.scene_id) for source in sources]
+    there = [source.scene_id in output.vectors for source in sources]
+    standing = dict(
+        zip(
+            [folder for folder, is_there in zip(folders, there, strict=True) if is_there],
+            store.in_parallel(_try_standing, [one for one, is_there in zip(folders, there, strict=True) if is_there]),
+            strict=True,
+        )
+    )
+    for source, folder in zip(sources, folders, strict=True):
         made = TracedFrom(masks=(source.sums,), settings=_settings(job))
-        folder = store.join(output.root, source.scene_id)
-        is_there = store.join(folder, VECTORS_NAME) in output.beside.get(source.scene_id, ())
-        standing = _standing(folder) if is_there else None
-        if standing is not None and standing["properties"]["geoseg:fingerprint"] == made.fingerprint:
-            done.append(_unchanged(source.scene_id, folder, standing))
+        stands = standing.get(folder)
+        if isinstance(stands, Failure):
+            done.append(_failed(source.scene_id, stands))
             continue
-        found = attempt(lambda one=source: of_scene(*one.headers()), source.scene_id, "reading its mask")  # type: ignore[misc]
+        if stands is not None and stands.fingerprint == made.fingerprint:
+            done.append(_unchanged(source.scene_id, folder, stands))
+            continue
+        found = attempt(partial(_target, job, source), source.scene_id, "reading its mask")
         if isinstance(found, Failure):
             done.append(_failed(source.scene_id, found))
             continue
-        target = Target(name=source.scene_id, sheet=found, classes=source.classes, config=job.vectors)
-        todo.append(_Group(source.scene_id, folder, (source,), made, (target,)))
+        todo.append(_Group(source.scene_id, folder, (source,), ("./item.json",), made, stands, (found,)))
     return [*done, *_trace_groups(job, todo, lease, quiet=quiet)]
+
+
+def _target(job: VectorsJob, source: _Source) -> Target:
+    """A scene's mask as something to trace. Raises SceneError, also for classes that it does not have, and StoreError."""
+    return _checked(Target(source.scene_id, of_scene(*source.headers()), source.classes, job.vectors))
+
+
+def _checked(target: Target) -> Target:
+    try:
+        target.num_pieces  # noqa: B018 - it tells whether the mask has what is asked for
+    except ConfigError as error:
+        raise SceneError(f"{target.name}: {error}") from error
+    return target
 
 
 def _trace_joined(
     job: VectorsJob, root: str, sources: list[_Source], lease: Lease, *, quiet: bool
 ) -> tuple[list[Traced], list[str]]:
-    """Scenes of one CRS and with the same classes in one file for each layer, joined where they lie on one lattice."""
-    place = store.normalize_uri(job.to).rstrip("/") if job.to else store.join(root, WORK_FOLDER, _JOINED_FOLDER)
-    done: list[Traced] = []
-    remarks: list[str] = []
+    """Scenes on one lattice and with the same classes in one file for each layer; nothing where one cannot be read."""
+    place = _place(job, root)
     headers: list[tuple[_Source, tuple[Scene, Scene | None]]] = []
     for source in sorted(sources, key=lambda one: (one.moment, one.scene_id), reverse=job.overlap == "newest"):
         found = attempt(source.headers, source.scene_id, "reading its mask")
         if isinstance(found, Failure):
-            done.append(_failed(source.scene_id, found))
-        else:
-            headers.append((source, found))
+            return [_failed(source.scene_id, found)], [_NOT_JOINED]
+        headers.append((source, found))
+    done: list[Traced] = []
     todo = []
-    for name, members in sorted(_by_kind(headers).items()):
-        sheets = join_scenes([found for _, found in members])
-        sums = tuple(source.sums for source, _ in members)
-        made, folder = TracedFrom(masks=sums, settings=_settings(job)), store.join(place, name)
-        lattices = f"{len(members)} scenes lie in {len(sheets)} groups on lattices of their own or apart"
-        remarks += (
-            [f"{name}: {lattices}; what crosses from one group to another is not joined"] if len(sheets) > 1 else []
-        )
-        standing = _standing(folder)
-        if standing is not None and standing["properties"]["geoseg:fingerprint"] == made.fingerprint:
-            done.append(_unchanged(name, folder, standing))
+    groups = _by_lattice(headers)
+    for name, members, sheets in groups:
+        made = TracedFrom(masks=tuple(source.sums for source in members), settings=_settings(job))
+        folder = store.join(place, name)
+        stands = _try_standing(folder)
+        if isinstance(stands, Failure):
+            done.append(_failed(name, stands))
             continue
-        classes = members[0][0].classes
-        targets = tuple(Target(name=name, sheet=one, classes=classes, config=job.vectors) for one in sheets)
-        todo.append(_Group(name, folder, tuple(source for source, _ in members), made, targets))
+        if stands is not None and stands.fingerprint == made.fingerprint:
+            done.append(_unchanged(name, folder, stands))
+            continue
+        targets = attempt(partial(_targets, job, name, members[0], sheets), name, "reading its masks")
+        if isinstance(targets, Failure):
+            done.append(_failed(name, targets))
+            continue
+        hrefs = tuple(_href(place, root, source.scene_id) for source in members)
+        todo.append(_Group(name, folder, tuple(members), hrefs, made, stands, targets))
+    remarks = [_SEVERAL.format(len(groups))] if len(groups) > 1 else []
     return [*done, *_trace_groups(job, todo, lease, quiet=quiet)], remarks
 
 
-def _by_kind(
+def _targets(job: VectorsJob, name: str, source: _Source, sheets: Sequence[Sheet]) -> tuple[Target, ...]:
+    return tuple(_checked(Target(name, sheet, source.classes, job.vectors)) for sheet in sheets)
+
+
+def _place(job: VectorsJob, root: str) -> str:
+    """The folder of joined layers. Raises ConfigError for one where an output's results lie."""
+    if job.to is None:
+        return store.join(root, WORK_FOLDER, _JOINED_FOLDER)
+    place = store.normalize_uri(job.to).rstrip("/")
+    inside = f"{place}/".startswith(f"{root}/") and not f"{place}/".startswith(f"{root}/{WORK_FOLDER}/")
+    if inside or list_output(place).items:
+        raise ConfigError(
+            f"{store.redact(place)}: results lie there, among which layers would be lost; name another folder"
+        )
+    return place
+
+
+def _href(place: str, root: str, scene_id: str) -> str:
+    """Where the item of a scene is, seen from a folder below ``place``."""
+    if not place.startswith(f"{root}/"):
+        return store.redact(store.join(root, scene_id, ITEM_NAME))
+    up = place.removeprefix(f"{root}/").count("/") + 2
+    return "/".join([*[".."] * up, scene_id, ITEM_NAME])
+
+
+def _by_lattice(
     headers: list[tuple[_Source, tuple[Scene, Scene | None]]],
-) -> dict[str, list[tuple[_Source, tuple[Scene, Scene | None]]]]:
-    """Scenes by CRS, in a name that a folder can have; those with other classes than the first ones have one of their own."""
+) -> list[tuple[str, list[_Source], list[Sheet]]]:
+    """Scenes by CRS, classes and lattice, in their order: a name that a folder can have, the scenes, their sheets.
+
+    The name is the CRS where it says enough, else also a few letters that follow from classes and lattice.
+    """
     kinds: dict[tuple[str, tuple[tuple[str, int], ...]], list[tuple[_Source, tuple[Scene, Scene | None]]]] = {}
     for source, found in headers:
-        kinds.setdefault((found[0].grid.crs_wkt, source.classes), []).append((source, found))
-    named: dict[str, list[tuple[_Source, tuple[Scene, Scene | None]]]] = {}
-    for (wkt, _), members in kinds.items():
-        epsg = members[0][1][0].grid.crs.to_epsg()
-        name = f"EPSG-{epsg}" if epsg else f"crs-{hashlib.sha256(wkt.encode()).hexdigest()[:8]}"
-        while name in named:
-            name += "-other-classes"
-        named[name] = members
-    return named
+        grid = found[0].grid
+        epsg = grid.crs.to_epsg()
+        crs = f"EPSG-{epsg}" if epsg else f"crs-{hashlib.sha256(grid.crs_wkt.encode()).hexdigest()[:8]}"
+        kinds.setdefault((crs, source.classes), []).append((source, found))
+    groups = []
+    for (crs, classes), members in kinds.items():
+        by_mask = {id(found[0]): source for source, found in members}
+        for sheets in join_scenes([found for _, found in members]):
+            masks = {id(piece.mask) for sheet in sheets for piece in sheet.pieces}
+            mine = [by_mask[id(found[0])] for _, found in members if id(found[0]) in masks]
+            told = hashlib.sha256(repr((classes, lattice_name(sheets[0].grid))).encode()).hexdigest()[:8]
+            groups.append((crs, told, mine, sheets))
+    several = Counter(crs for crs, *_ in groups)
+    named = [(crs if several[crs] == 1 else f"{crs}-{told}", mine, sheets) for crs, told, mine, sheets in groups]
+    return sorted(named, key=lambda one: one[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """Vectors that stand: their fingerprint, the version of their item, what it tells."""
+
+    fingerprint: str
+    version: store.Version
+    properties: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What goes into the same files: their folder, the masks they are traced from, and what is traced."""
+    """What goes into the same files: their folder, the masks they are traced from and where these are, and what is traced.
+
+    ``stands`` is what stood there when the work began.
+    """
 
     name: str
     folder: str
     sources: tuple[_Source, ...]
+    hrefs: tuple[str, ...]
     made: TracedFrom
+    stands: _Standing | None
     targets: tuple[Target, ...]
 
 
@@ -319,8 +420,7 @@ def _trace_groups(job: VectorsJob, groups: list[_Group], lease: Lease, *, quiet:
             if isinstance(outcome, Failure):
                 yield _failed(group.name, outcome)
                 continue
-            lease.check()
-            done = attempt(partial(_publish, group, outcome, job.vectors), group.name, "publishing its vectors")
+            done = attempt(partial(_publish, group, outcome, job.vectors, lease), group.name, "publishing its vectors")
             yield _failed(group.name, done) if isinstance(done, Failure) else done
 
 
@@ -338,27 +438,30 @@ def _engine(job: VectorsJob, targets: Sequence[Target]) -> Engine:
     return trace_locally
 
 
-def _standing(folder: str) -> dict[str, Any] | None:
-    """The item of vectors that stand in a folder, None without one. Raises ConflictError when it is not geoseg's."""
+def _try_standing(folder: str) -> _Standing | Failure | None:
+    """The vectors that stand in a folder, None without any, or why that cannot be told."""
+    return attempt(partial(_standing, folder), store.base_name(folder), "reading its vectors")
+
+
+def _standing(folder: str) -> _Standing | None:
     uri = store.join(folder, VECTORS_NAME)
     try:
-        told = json.loads(store.read(uri))
-        str(told["properties"]["geoseg:fingerprint"])
+        body, version = store.read_version(uri)
+        properties = json.loads(body)["properties"]
+        return _Standing(str(properties["geoseg:fingerprint"]), version, properties)
     except store.ObjectMissingError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ConflictError(f"{store.redact(uri)}: is not an item of geoseg's; move it away") from error
-    assert isinstance(told, dict)
-    return told
 
 
-def _unchanged(name: str, folder: str, standing: dict[str, Any]) -> Traced:
-    told = standing["properties"]
+def _unchanged(name: str, folder: str, stands: _Standing) -> Traced:
+    told = stands.properties
     figures = {key: told[f"geoseg:{key}"] for key in _FIGURES if f"geoseg:{key}" in told}
     return Traced(name=name, status="unchanged", item=store.join(folder, VECTORS_NAME), figures=figures)
 
 
-def _publish(group: _Group, layers: Layers, config: VectorsConfig) -> Traced:
+def _publish(group: _Group, layers: Layers, config: VectorsConfig, lease: Lease) -> Traced:
     """Put the files of the layers, then the item, which is the commit; files that an older item names stay, as masks do."""
     crs_wkt = group.targets[0].sheet.grid.crs_wkt
     files: list[LayerFile] = []
@@ -375,9 +478,16 @@ def _publish(group: _Group, layers: Layers, config: VectorsConfig) -> Traced:
             other.unlink()
         parquet.unlink()
     items = [source.item for source in group.sources]
-    body = make_vectors_item(f"{group.name}-vectors", items, group.made, files, figures)
+    bbox = union_bbox([item["bbox"] for item in items if item.get("bbox")])
+    name = f"{group.name}-vectors"
+    body = make_vectors_item(name, items, group.made, files, hrefs=[*group.hrefs], bbox=bbox, figures=figures)
     uri = store.join(group.folder, VECTORS_NAME)
-    store.write(uri, body)
+    lease.check()
+    before = group.stands.version if group.stands is not None else None
+    try:
+        store.write(uri, body, create=before is None, replaces=before)
+    except store.ObjectExistsError as error:
+        raise ConflictError(f"{group.name}: other work has written its vectors meanwhile; run again") from error
     return Traced(name=group.name, status="made", item=uri, figures=figures)
 
 

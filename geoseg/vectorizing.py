@@ -71,6 +71,7 @@ ROAD_NODES = LayerKind(
 )
 LAYERS = (BUILDINGS, ROADS, ROAD_NODES)
 _STEPS = 254
+_STRIP_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,12 @@ class Target:
     @cached_property
     def building_values(self) -> tuple[int, ...]:
         """The codes that become polygons. Raises ConfigError for a class that is asked for and that the mask does not have."""
-        return _values(self.config.buildings, self.names)
+        return _values(self.config.buildings, "building", self.names)
 
     @cached_property
     def road_values(self) -> tuple[int, ...]:
         """The codes that become lines. Raises ConfigError for a class that is asked for and that the mask does not have."""
-        return _values(self.config.roads, self.names)
+        return _values(self.config.roads, "road", self.names)
 
     @cached_property
     def factor(self) -> int:
@@ -156,10 +157,10 @@ class Target:
             yield from (Piece("roads", window) for window in plan_windows(grid.height, grid.width, size))
 
 
-def _values(config: PolygonsConfig | RoadsConfig, names: dict[int, str]) -> tuple[int, ...]:
-    """The codes of the classes that are asked for; of those that nobody asked for by name, the ones there are."""
-    asked = "classes" in config.model_fields_set
-    return class_values([name for name in config.classes if asked or name in names.values()], names)
+def _values(config: PolygonsConfig | RoadsConfig, default: str, names: dict[int, str]) -> tuple[int, ...]:
+    """The codes of the classes that are asked for, or of the one that is meant where there is one."""
+    asked = config.classes
+    return class_values([name for name in names.values() if name == default] if asked is None else asked, names)
 
 
 def trace_part(target: Target, piece: Piece) -> Part | Failure:
@@ -180,19 +181,36 @@ def _trace_buildings(target: Target, window: Window) -> BuildingsPart:
 
 
 def _trace_roads(target: Target, window: Window) -> WindowRoads:
-    factor, halo, values = target.factor, target.reach.halo, target.road_values
-    around = window.grown(halo)
+    around, values = window.grown(target.reach.halo), target.road_values
+    shape = (around.height, around.width)
+    mask_hw = np.full(shape, NODATA, np.uint8)
+    shares_hw = np.full(shape, NODATA, np.uint8) if target.sheet.has_shares else None
+    # Strip by strip, so that the pixels of the mask that are put together need not all be there at once.
+    rows = max(1, _STRIP_PIXELS // (around.width * target.factor**2))
+    for top in range(0, around.height, rows):
+        strip = slice(top, min(top + rows, around.height))
+        read = _reduced_strip(target, Window(around.col_off, around.row_off + top, around.width, strip.stop - top))
+        if read is None:
+            continue
+        mask_hw[strip] = read[0]
+        if shares_hw is not None and read[1] is not None:
+            shares_hw[strip] = read[1]
+    return trace_roads(mask_hw, shares_hw, window, values=values, reach=target.reach)
+
+
+def _reduced_strip(target: Target, strip: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None] | None:
+    """Classes and probabilities of a window of the grid that roads are traced on; None where nothing is known."""
+    factor, values = target.factor, target.road_values
     row, col = target.road_start
     wanted = Window(
-        around.col_off * factor + col, around.row_off * factor + row, around.width * factor, around.height * factor
+        strip.col_off * factor + col, strip.row_off * factor + row, strip.width * factor, strip.height * factor
     )
     read = target.sheet.read(wanted, values, shares=target.sheet.has_shares)
     if read is None:
-        nothing_hw = np.full((around.height, around.width), NODATA, np.uint8)
-        return trace_roads(nothing_hw, None, window, values=values, reach=target.reach)
+        return None
     mask_hw, shares_vhw = read
     shares_hw = reduced_shares(_summed(shares_vhw), factor) if shares_vhw is not None else None
-    return trace_roads(reduced(mask_hw, values, factor), shares_hw, window, values=values, reach=target.reach)
+    return reduced(mask_hw, values, factor), shares_hw
 
 
 def _summed(shares_vhw: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 
 import geopandas
 import numpy as np
@@ -145,6 +149,8 @@ def test_scenes_side_by_side_are_joined(out):
     report = vectorize(out, join=True)
     assert [(one.name, one.status) for one in report.traced] == [("EPSG-25832", "made")]
     assert not report.remarks
+    links = [link["href"] for link in json.loads(store.read(report.traced[0].item))["links"]]
+    assert sorted(links) == ["../../../east/item.json", "../../../west/item.json"]
     folder = report.traced[0].item.rpartition("/")[0].rpartition("/")[0]
     joined = read(folder, "EPSG-25832", "buildings")
     apart = [read(out, scene, "buildings") for scene in ("west", "east")]
@@ -228,6 +234,34 @@ def test_other_formats_are_written_on_request(out):
     assert not verify_output(out).faults
 
 
+def test_vectors_that_a_night_did_not_come_to_are_made_by_the_next(tmp_path):
+    root = str(tmp_path)
+    out, _ = predicted(root, "west", "east")
+    job = load_job(
+        None, {"scenes": [f"{root}/in/"], "out": out, "bundle": "demo", "cluster": {"engine": "local"}, "vectors": {}}
+    )
+    run_nightly(job, quiet=True)
+    # The source of one scene changes, and a run without vectors publishes it.
+    store.write(f"{root}/in/east.tif", store.read(f"{root}/in/west.tif"))
+    run_nightly(job.model_copy(update={"vectors": None}), quiet=True)
+    assert len(verify_output(out).faults) == 1
+    report = run_nightly(job, quiet=True)
+    assert report.counts["unchanged"] == 2
+    assert report.remarks[-1].startswith("vectors: 1 made")
+    assert not verify_output(out).faults
+
+
+def test_a_layer_is_not_replaced_by_one_that_lacks_a_scene(out):
+    whole = vectorize(out, join=True)
+    before = store.read(whole.traced[0].item)
+    mask = f"{out}/east/{item_of(out, 'east', 'item.json')['assets']['mask']['href'][2:]}"
+    store.delete([mask])
+    report = vectorize(out, join=True, vectors={"buildings": {"min_area_m2": 60}})
+    assert [(one.name, one.status) for one in report.traced] == [("east", "failed")]
+    assert report.remarks[0].startswith("nothing was joined")
+    assert store.read(whole.traced[0].item) == before
+
+
 def test_without_probabilities_there_is_no_confidence(tmp_path):
     out, _ = predicted(str(tmp_path), "one")
     vectorize(out)
@@ -257,7 +291,7 @@ def test_a_night_traces_what_it_publishes_and_nothing_twice(kind, tmp_path, requ
     stands = objects(out)
     assert {f"/{scene}/vectors.json" for scene in ("west", "east")} <= stands.keys()
     second = run_nightly(job, quiet=True)
-    assert second.remarks[-1] == "vectors: 0 made, 0 unchanged"
+    assert re.match(r"vectors: 0 made, [02] unchanged", second.remarks[-1])
     kept = {name: etag for name, etag in objects(out).items() if "/_geoseg/" not in name}
     assert kept == {name: etag for name, etag in stands.items() if "/_geoseg/" not in name}
     store.delete([f"{root}/in/east.tif"])
@@ -287,11 +321,35 @@ def test_what_is_asked_for_must_be_there(out, tmp_path):
         vectorize(out, scenes=("north",))
     with pytest.raises(NothingReadableError, match=r"nothing is published there; run geoseg predict first"):
         vectorize(f"{tmp_path}/empty")
-    with pytest.raises(ConfigError, match=r"no class 'water' to make polygons of; the mask has building, road"):
-        vectorize(out, vectors={"buildings": {"classes": ("water",)}})
+    report = vectorize(out, scenes=("west",), vectors={"buildings": {"classes": ("water",)}})
+    assert report.traced[0].status == "failed"
+    assert "no class 'water' to make polygons of; the mask has building, road" in report.traced[0].sentence
+    for wrong, told in (
+        ({"to": f"{tmp_path}/x"}, "to has no effect without join"),
+        ({"join": True, "scenes": ("west",)}, "need a place of their own"),
+        ({"cluster": {"engine": "local", "workers": 2}}, "--engine local is one process"),
+        ({"vectors": {"roads": {"classes": ("road", "road")}}}, "each is named once"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            vectorize(out, **wrong)
+    with pytest.raises(ConfigError, match=r"results lie there, among which layers would be lost"):
+        vectorize(out, join=True, to=out)
     none = vectorize(out, scenes=("west",), vectors={"roads": {"classes": ()}})
     assert none.traced[0].figures["roads"] == 0
     assert none.traced[0].figures["buildings"] > 10
+
+
+def test_a_bundle_without_buildings_or_roads_has_none_of_these(out):
+    uri = f"{out}/west/item.json"
+    item = json.loads(store.read(uri))
+    classes = item["assets"]["mask"]["classification:classes"]
+    classes[1]["name"] = "shed"
+    store.write(uri, json.dumps(item).encode())
+    report = vectorize(out, scenes=("west",))
+    assert report.traced[0].figures["buildings"] == 0
+    assert report.traced[0].figures["roads"] > 0
+    job = VectorsConfig.model_validate(VectorsConfig().model_dump())  # as a record keeps it
+    assert vectorize(out, scenes=("west",), vectors=job).traced[0].status == "unchanged"
 
 
 def test_a_job_file_says_how_and_options_overrule_it(tmp_path):
@@ -309,3 +367,18 @@ def test_a_job_file_says_how_and_options_overrule_it(tmp_path):
     path.write_text("[vectors]\nwidow = 512\n")
     with pytest.raises(ConfigError, match=r"there is no setting 'vectors\.widow'; did you mean 'window'"):
         load_vectors_job("out", (), str(path), {})
+
+
+def test_without_the_extra_predicting_works_and_tracing_says_what_is_missing(tmp_path):
+    (tmp_path / "scipy.py").write_text("raise ModuleNotFoundError(\"No module named 'scipy'\", name='scipy')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    for program, told in (
+        (["-c", "import geoseg.run, geoseg.nightly"], ""),
+        (
+            ["-m", "geoseg", "vectorize", str(tmp_path)],
+            "tracing needs scipy, which is not installed: pip install 'geoseg[vector]'",
+        ),
+    ):
+        done = subprocess.run([sys.executable, *program], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == (2 if told else 0), done.stderr
+        assert told in done.stderr

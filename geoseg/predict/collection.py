@@ -12,10 +12,10 @@ import pystac
 
 from geoseg.errors import ConfigError
 from geoseg.interval import moment
-from geoseg.predict.publish import ITEM_NAME
+from geoseg.predict.publish import ITEM_NAME, VECTORS_NAME
 from geoseg.raster import store
 
-COLLECTION_NAME, ITEMS_NAME, VECTORS_NAME = "collection.json", "items.parquet", "vectors.json"
+COLLECTION_NAME, ITEMS_NAME = "collection.json", "items.parquet"
 PARQUET = "application/vnd.apache.parquet"
 MOST_LINKS = 10_000
 _EXTENSIONS = ("classification/v2.0.0", "file/v2.1.0", "projection/v2.0.0", "raster/v1.1.0")

@@ -26,7 +26,7 @@ from geoseg.raster import store
 from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
 from geoseg.raster.scene import scene_is_unchanged
 
-ITEM_NAME = "item.json"
+ITEM_NAME, VECTORS_NAME = "item.json", "vectors.json"
 _ONE_PUT = 16 << 20
 
 

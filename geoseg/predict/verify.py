@@ -13,9 +13,9 @@ from pystac.errors import STACError, STACValidationError
 from pystac.validation import validate_dict
 
 from geoseg.errors import AccessDeniedError, GeosegError, NothingReadableError
-from geoseg.predict.collection import COLLECTION_NAME, VECTORS_NAME, read_collection
+from geoseg.predict.collection import COLLECTION_NAME, read_collection
 from geoseg.predict.parts import WORK_FOLDER
-from geoseg.predict.publish import ITEM_NAME
+from geoseg.predict.publish import ITEM_NAME, VECTORS_NAME
 from geoseg.raster import store
 from geoseg.raster.geotiff import GeoTiff
 

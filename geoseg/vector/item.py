@@ -12,6 +12,7 @@ from typing import Any
 import pystac
 from pystac.extensions.file import FileExtension
 from pystac.extensions.table import Column, TableExtension
+from shapely.geometry import MultiPolygon, box, mapping
 
 from geoseg.vector.layers import BBOX, GEOMETRY, LayerKind
 
@@ -23,7 +24,6 @@ _MEDIA = {
     "gpkg": "application/geopackage+sqlite3",
     "pmtiles": "application/vnd.pmtiles",
 }
-_COPIED = ("datetime", "start_datetime", "end_datetime")
 _PROJECTED = ("proj:code", "proj:wkt2")
 
 
@@ -63,21 +63,27 @@ class TracedFrom:
 
 
 def make_vectors_item(
-    name: str, of: list[dict[str, Any]], made: TracedFrom, files: list[LayerFile], figures: dict[str, float]
+    name: str,
+    of: list[dict[str, Any]],
+    made: TracedFrom,
+    files: list[LayerFile],
+    *,
+    hrefs: list[str],
+    bbox: list[float] | None,
+    figures: dict[str, float],
 ) -> bytes:
     """The JSON of a scene's vectors, or of those of scenes joined, from the items of their masks.
 
+    ``hrefs`` say where these items are, ``bbox`` is around all of them (west, south, east, north; west may be the larger).
     ``figures``: counts and sums for people, by name. The same masks and settings give the same bytes.
     """
-    first = of[0]
-    properties = {key: first["properties"][key] for key in _COPIED if key in first["properties"]}
+    first, alone = of[0], len(of) == 1
+    properties = first["properties"]
     moments = sorted(moment for item in of for moment in _moments(item))
-    boxes = [item["bbox"] for item in of if item.get("bbox")]
-    alone = len(of) == 1
     item = pystac.Item(
         id=name,
-        geometry=first["geometry"] if alone else _rectangle(boxes),
-        bbox=first.get("bbox") if alone else _around(boxes),
+        geometry=first["geometry"] if alone else _rectangle(bbox),
+        bbox=bbox,
         datetime=_parsed(properties.get("datetime")) if alone else None,
         start_datetime=_parsed(properties.get("start_datetime")) if alone else moments[0],
         end_datetime=_parsed(properties.get("end_datetime")) if alone else moments[-1],
@@ -90,12 +96,11 @@ def make_vectors_item(
             "geoseg:settings": made.settings,
             **({"geoseg:mask_sha256": made.masks[0][0]} if alone else {}),
             **{f"geoseg:{key}": value for key, value in figures.items()},
-            **{key: first["properties"][key] for key in _PROJECTED if key in first["properties"]},
+            **{key: properties[key] for key in _PROJECTED if key in properties},
         },
     )
     item.stac_extensions += [_PROCESSING, *(url for url in first["stac_extensions"] if "/projection/" in url)]
-    for one in of:
-        href = "./item.json" if alone else f"{one['id']}/item.json"
+    for href in hrefs:
         item.add_link(pystac.Link("derived_from", href, media_type=pystac.MediaType.GEOJSON))
     for file in files:
         _add_file(item, file)
@@ -129,17 +134,11 @@ def _parsed(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
 
 
-def _around(boxes: list[list[float]]) -> list[float] | None:
-    if not boxes:
+def _rectangle(bbox: list[float] | None) -> dict[str, Any] | None:
+    """The ground of a bbox; one over the antimeridian is two rectangles (RFC 7946)."""
+    if bbox is None:
         return None
-    west, south, east, north = (list(side) for side in zip(*boxes, strict=True))
-    return [min(west), min(south), max(east), max(north)]
-
-
-def _rectangle(boxes: list[list[float]]) -> dict[str, Any] | None:
-    around = _around(boxes)
-    if around is None:
-        return None
-    west, south, east, north = around
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-    return {"type": "Polygon", "coordinates": [ring]}
+    west, south, east, north = bbox
+    if west <= east:
+        return dict(mapping(box(west, south, east, north)))
+    return dict(mapping(MultiPolygon([box(west, south, 180, north), box(-180, south, east, north)])))

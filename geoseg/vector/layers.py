@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from typing_extensions import Self
 
-from geoseg.errors import StopError
+from geoseg.errors import SceneError
 
 ROWS_PER_GROUP = 8192
 GEOMETRY, BBOX = "geometry", "bbox"
@@ -69,7 +70,8 @@ class LayerSpool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        with suppress(OSError, pa.ArrowException):  # a disk that is full has been told already
+            self._close()
         self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
@@ -185,10 +187,11 @@ def hilbert_code(cols: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np
 def convert(parquet: Path, path: Path, kind: LayerKind) -> None:
     """Write a layer's GeoParquet file again as ``path`` says: FlatGeobuf, GeoPackage or PMTiles.
 
-    In a process of its own: pyogrio and rasterio each bring a GDAL. Raises StopError with what that said.
+    In a process of its own: pyogrio and rasterio each bring a GDAL. The same features give the same bytes. Raises SceneError.
     """
     command = [sys.executable, "-m", "geoseg.vector.convert", str(parquet), str(path), kind.name, kind.geometry]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("GDAL_", "OGR_", "CPL_"))}
+    environment["OGR_CURRENT_DATE"] = "1970-01-01T00:00:00Z"  # else a GeoPackage holds the time at which it was made
     environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
     done = subprocess.run(  # noqa: S603 - this Python, a module of ours
         command,
@@ -201,4 +204,4 @@ def convert(parquet: Path, path: Path, kind: LayerKind) -> None:
     )
     if done.returncode:
         told = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
-        raise StopError(f"{path.name}: the layer {kind.name} could not be written: {told}")
+        raise SceneError(f"{path.name}: the layer {kind.name} could not be written: {told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -81,7 +82,10 @@ class Sheet:
             reader = _reader(piece.mask)
             if not reader.is_stored(there):
                 continue
-            read_hw = reader.read(there, (0,)).pixels[0]
+            raster = reader.read(there, (0,))
+            read_hw = np.where(
+                raster.valid, raster.pixels[0], np.uint8(NODATA)
+            )  # blocks of nodata alone are not stored
             here = (
                 slice(inside.row_off - window.row_off, inside.row_end - window.row_off),
                 slice(inside.col_off - window.col_off, inside.col_end - window.col_off),
@@ -101,20 +105,32 @@ def of_scene(mask: Scene, shares: Scene | None) -> Sheet:
     return Sheet(mask.grid, _origin(mask.grid), (Piece(mask=mask, shares=shares),))
 
 
-def join_scenes(masks: Sequence[tuple[Scene, Scene | None]]) -> list[Sheet]:
-    """The fewest sheets that hold these masks (with their probabilities), the first of which count where they overlap.
+def join_scenes(masks: Sequence[tuple[Scene, Scene | None]]) -> list[list[Sheet]]:
+    """For each lattice the fewest sheets that hold the masks on it (with their probabilities), the first of which count.
 
-    Masks are in one when they have one CRS, their pixels lie on one lattice to a hundredth of a pixel, and they touch or overlap,
-    directly or through others.
+    Masks are on one lattice when they have one CRS and their pixels lie on each other to a hundredth of a pixel; they are in one
+    sheet when they touch or overlap, directly or through others. Places on one lattice are told apart by ``Sheet.origin``.
     """
     lattices: dict[tuple[object, ...], list[tuple[Scene, Scene | None]]] = defaultdict(list)
     for mask, shares in masks:
         lattices[_lattice(mask.grid, lattices)].append((mask, shares))
-    return [sheet for on_one in lattices.values() for sheet in _islands(on_one)]
+    return [_islands(on_one) for on_one in lattices.values()]
+
+
+def lattice_name(grid: Grid) -> str:
+    """A short name for the lattice of a grid's pixels: the same for grids on one, but for those at the edge of a rounding."""
+    a, b, c, d, e, f = grid.geotransform
+    area = a * e - b * d
+    phases = ((e * c - b * f) / area, (a * f - d * c) / area)
+    told = [f"{step:.9g}" for step in (a, b, d, e)] + [f"{(phase + 0.005) % 1:.1f}" for phase in phases]
+    return hashlib.sha256(" ".join(told).encode()).hexdigest()[:8]
 
 
 def _islands(masks: list[tuple[Scene, Scene | None]]) -> list[Sheet]:
-    origins = np.array([_origin(mask.grid) for mask, _ in masks], np.int64)
+    first_grid = masks[0][0].grid
+    to_first = ~first_grid.affine
+    places = [to_first * (mask.grid.geotransform[2], mask.grid.geotransform[5]) for mask, _ in masks]
+    origins = np.array([(round(row), round(col)) for col, row in places], np.int64) + _origin(first_grid)
     shapes = np.array([(mask.grid.height, mask.grid.width) for mask, _ in masks], np.int64)
     (tops, lefts), (bottoms, rights) = origins.T, (origins + shapes).T
     boxes = shapely.box(lefts, tops, rights, bottoms)
@@ -165,7 +181,8 @@ def _origin(grid: Grid) -> tuple[int, int]:
     """The place (row, col) of a grid's first pixel, counted in its pixels from where the coordinates of the CRS are 0."""
     a, b, c, d, e, f = grid.geotransform
     area = a * e - b * d
-    return math.floor((a * f - d * c) / area + 0.5), math.floor((e * c - b * f) / area + 0.5)
+    # A lattice that lies half a pixel off is one that rounding must not tear apart.
+    return math.floor((a * f - d * c) / area + 0.5 + _SAME), math.floor((e * c - b * f) / area + 0.5 + _SAME)
 
 
 def _common(one: Window, other: Window) -> Window | None:

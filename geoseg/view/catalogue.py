@@ -20,6 +20,7 @@ from geoseg.errors import ConfigError, GeosegError, NothingReadableError, SceneR
 from geoseg.predict.outcomes import Outcome, last_outcomes
 from geoseg.predict.output import Output, list_output
 from geoseg.predict.parts import WORK_FOLDER
+from geoseg.predict.publish import VECTORS_NAME
 from geoseg.predict.record import read_record
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, describe, keep_decoded
@@ -28,7 +29,6 @@ from geoseg.raster.scene import SceneRef
 from geoseg.view.features import FeatureFile
 from geoseg.view.tiles import Picture, TileGrid, shown_bands
 
-VECTORS_NAME = "vectors.json"
 LAYERS = ("buildings", "roads")
 _MEDIA = {"tif": "image/tiff", "png": "image/png", "parquet": "application/vnd.apache.parquet"}
 _ASSET_NAME = re.compile(r"(?:\./)?([^/\\.][^/\\]*)")

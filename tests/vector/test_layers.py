@@ -14,7 +14,7 @@ import pytest
 import shapely
 from rasterio.crs import CRS
 
-from geoseg.errors import StopError
+from geoseg.errors import SceneError
 from geoseg.vector.layers import ROWS_PER_GROUP, LayerKind, LayerSpool, convert, hilbert_code
 
 COLUMNS = pa.schema([("id", pa.int64()), ("class", pa.string()), ("confidence", pa.float32())])
@@ -82,6 +82,10 @@ def test_other_formats_hold_the_same_features(tmp_path, suffix):
     columns, geometries = houses(300)
     path = write(tmp_path, columns, geometries, order=np.arange(300), at_once=300)
     convert(path, tmp_path / f"b.{suffix}", BUILDINGS)
+    before = (tmp_path / f"b.{suffix}").read_bytes()
+    (tmp_path / f"b.{suffix}").unlink()
+    convert(path, tmp_path / f"b.{suffix}", BUILDINGS)
+    assert (tmp_path / f"b.{suffix}").read_bytes() == before
     program = (
         "import sys, pyogrio; frame = pyogrio.read_dataframe(sys.argv[1]); "
         "print(len(frame), frame.crs.to_epsg(), frame['class'].iloc[0], frame.geometry.is_valid.all(), round(frame.area.sum()))"
@@ -99,5 +103,5 @@ def test_other_formats_hold_the_same_features(tmp_path, suffix):
 def test_what_cannot_be_written_is_told(tmp_path):
     columns, geometries = houses(3)
     path = write(tmp_path, columns, geometries, order=np.arange(3), at_once=3)
-    with pytest.raises(StopError, match=r"b\.fgb: the layer buildings could not be written: .+"):
+    with pytest.raises(SceneError, match=r"b\.fgb: the layer buildings could not be written: .+"):
         convert(path, tmp_path / "nowhere" / "b.fgb", BUILDINGS)
