@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import shapely
 
+from geoseg.apart import run_apart
 from geoseg.errors import ConfigError, ConflictError, GeosegError, NothingReadableError
 from geoseg.predict.collection import (
     COLLECTION_NAME,
@@ -325,21 +323,9 @@ def _tile_index(mosaic: Mosaic) -> bytes:
         source, out = Path(folder, "tiles.arrow"), Path(folder, "index.gti.gpkg")
         with pa.OSFile(str(source), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("GDAL_", "OGR_", "CPL_"))}
-        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        done = subprocess.run(  # noqa: S603 - this Python, a module of ours
-            [sys.executable, "-m", "geoseg.tile_index", str(source), str(out)],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.returncode:
-            detail = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            raise GeosegError(f"{mosaic.name}: its tile index cannot be written: {detail}")
+        done = run_apart("geoseg.tile_index", str(source), str(out), folder=Path(folder))
+        if done.complaint:
+            raise GeosegError(f"{mosaic.name}: its tile index cannot be written: {done.complaint}")
         return out.read_bytes()
 
 

@@ -6,9 +6,6 @@ import hashlib
 import io
 import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -28,6 +25,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
 
+from geoseg.apart import run_apart
 from geoseg.errors import LabelError, StopError
 from geoseg.raster import store
 from geoseg.raster.burn import burn
@@ -237,23 +235,12 @@ def _read_by_gdal(driver: str, data: bytes, file: VectorFile, fields: tuple[str,
     with tempfile.TemporaryDirectory(prefix="geoseg-labels-") as folder:
         copy, out = Path(folder, "labels"), Path(folder, "arrow")
         copy.write_bytes(data)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("GDAL_", "OGR_", "CPL_"))}
-        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        done = subprocess.run(  # noqa: S603 - this Python, a module of ours
-            [sys.executable, "-m", "geoseg.train.ogr", driver, str(copy), str(out), file.layer or "", *fields],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
-        if done.stdout:
-            raise LabelError(f"{file.told}: {done.stdout}")
-        if done.returncode:
-            detail = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            detail = detail.rpartition("Error: ")[2].replace(str(copy), "the file")
+        told = (driver, str(copy), str(out), file.layer or "", *fields)
+        done = run_apart("geoseg.train.ogr", *told, folder=Path(folder))
+        if done.told:
+            raise LabelError(f"{file.told}: {done.told}")
+        if done.complaint:
+            detail = done.complaint.rpartition("Error: ")[2].replace(str(copy), "the file")
             raise LabelError(f"{file.told}: cannot be read as {driver}: {detail}")
         return pa.ipc.open_file(pa.BufferReader(out.read_bytes())).read_all()
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from typing_extensions import Self
 
+from geoseg.apart import run_apart
 from geoseg.errors import SceneError
 
 ROWS_PER_GROUP = 8192
@@ -189,19 +187,8 @@ def convert(parquet: Path, path: Path, kind: LayerKind) -> None:
 
     In a process of its own: pyogrio and rasterio each bring a GDAL. The same features give the same bytes. Raises SceneError.
     """
-    command = [sys.executable, "-m", "geoseg.vector.convert", str(parquet), str(path), kind.name, kind.geometry]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("GDAL_", "OGR_", "CPL_"))}
-    environment["OGR_CURRENT_DATE"] = "1970-01-01T00:00:00Z"  # else a GeoPackage holds the time at which it was made
-    environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-    done = subprocess.run(  # noqa: S603 - this Python, a module of ours
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    if done.returncode:
-        told = (done.stderr.strip() or f"the process ended with {done.returncode}").splitlines()[-1]
-        raise SceneError(f"{path.name}: the layer {kind.name} could not be written: {told}")
+    told = (str(parquet.absolute()), str(path.absolute()), kind.name, kind.geometry)
+    # Without a date of its own a GeoPackage holds the time at which it was made.
+    done = run_apart("geoseg.vector.convert", *told, folder=parquet.parent, OGR_CURRENT_DATE="1970-01-01T00:00:00Z")
+    if done.complaint:
+        raise SceneError(f"{path.name}: the layer {kind.name} could not be written: {done.complaint}")
