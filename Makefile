@@ -12,7 +12,7 @@ demo: install
 	$(BIN)/geoseg demo
 
 test: install
-	$(BIN)/python -m pytest -m "not chaos"
+	$(BIN)/python -m pytest -m "not chaos" --numprocesses 2 --dist loadfile
 
 # Ray's job API comes with the extra; with it each private Ray starts an agent more, so the other tests go without.
 chaos: install
