@@ -262,16 +262,10 @@ def _trace_each(job: VectorsJob, output: Output, sources: list[_Source], lease: 
     """Each scene by itself, in files beside its mask."""
     done: list[Traced] = []
     todo: list[_Group] = []
-    folders = [store.join(output.root, source.scene_id) for source in sources]
-    there = [source.scene_id in output.vectors for source in sources]
-    standing = dict(
-        zip(
-            [folder for folder, is_there in zip(folders, there, strict=True) if is_there],
-            store.in_parallel(_try_standing, [one for one, is_there in zip(folders, there, strict=True) if is_there]),
-            strict=True,
-        )
-    )
-    for source, folder in zip(sources, folders, strict=True):
+    known = [store.join(output.root, source.scene_id) for source in sources if source.scene_id in output.vectors]
+    standing = dict(zip(known, store.in_parallel(_try_standing, known), strict=True))
+    for source in sources:
+        folder = store.join(output.root, source.scene_id)
         made = TracedFrom(masks=(source.sums,), settings=_settings(job))
         stands = standing.get(folder)
         if isinstance(stands, Failure):
