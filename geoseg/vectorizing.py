@@ -107,6 +107,11 @@ class Target:
         """The names of the classes by code."""
         return {value: name for name, value in self.classes}
 
+    @property
+    def are_smoothed_together(self) -> bool:
+        """Whether polygons that touch wait for each other; those that keep the sides of their pixels need not."""
+        return self.config.buildings.simplify_px > 0
+
     @cached_property
     def building_values(self) -> tuple[int, ...]:
         """The codes that become polygons. Raises ConfigError for a class that is asked for and that the mask does not have."""
@@ -174,7 +179,7 @@ def _trace_buildings(target: Target, window: Window) -> BuildingsPart:
     read = sheet.read(window, values, shares=sheet.has_shares)
     shape = (sheet.grid.height, sheet.grid.width)
     shapes = WindowShapes.nothing(window) if read is None else trace_window(read[0], window, shape, values, read[1])
-    whole, rest = split_whole(shapes)
+    whole, rest = split_whole(shapes, together=target.are_smoothed_together)
     buildings = target.config.buildings
     polygons = finish_polygons(whole, sheet.grid, buildings, target.names, origin=sheet.origin)
     return BuildingsPart(polygons, rest)
@@ -242,7 +247,7 @@ class Tracing:
     def __init__(self, target: Target) -> None:
         self.target = target
         grid = target.sheet.grid
-        self._joiner = Joiner((grid.height, grid.width))
+        self._joiner = Joiner((grid.height, grid.width), together=target.are_smoothed_together)
         self._roads: list[WindowRoads] = []
 
     def add(self, part: Part, layers: Layers) -> None:

@@ -28,7 +28,6 @@ _HILBERT_BITS = 16
 _AT_ONCE = 65536
 
 Kind = Literal["Polygon", "LineString", "Point"]
-Format = Literal["parquet", "fgb", "gpkg", "pmtiles"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

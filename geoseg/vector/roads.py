@@ -115,11 +115,6 @@ def reach_of(grid: Grid, config: RoadsConfig) -> Reach:
     return Reach(half_width=half_width, hole=max(1, math.floor(config.max_hole_m / grid.resolution_m)))
 
 
-def halo_px(config: RoadsConfig, grid: Grid) -> int:
-    """Pixels of context that ``trace_roads`` needs on each side of a window of the traced grid."""
-    return reach_of(grid, config).halo
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowRoads:
     """The roads of a window: a graph in pixels of the scene whose loose ends are the middles of links that leave the window.

@@ -23,7 +23,6 @@ from geoseg.vector.roads import (
     RoadNodes,
     RoadsConfig,
     finish_roads,
-    halo_px,
     join_roads,
     reach_of,
     reduced,
@@ -518,7 +517,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="must have"):
         trace_roads(np.zeros((10, 10), np.uint8), None, Window(0, 0, 10, 10), values=(1,), reach=reach)
     with pytest.raises(ConfigError, match="smaller max_width_m or a larger resolution_m"):
-        halo_px(RoadsConfig(max_width_m=60), grid_of(np.zeros((9, 9)), pixel_m=0.01))
+        reach_of(grid_of(np.zeros((9, 9)), pixel_m=0.01), RoadsConfig(max_width_m=60))
     with pytest.raises(ValueError, match="Extra inputs"):
         RoadsConfig(max_width=60)
 
