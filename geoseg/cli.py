@@ -125,6 +125,9 @@ def _how_to_read(command: Any) -> Any:
 @click.option("--max-seam-score", type=float, help="Do not publish a scene whose blended tiles show more than this.")
 @click.option("--probabilities", is_flag=True, default=None, help="Also publish the probability of each class.")
 @click.option("--uncertainty", type=click.Choice(["entropy", "margin"]), help="Also publish how unsure each pixel is.")
+@click.option(
+    "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the network.  [default: as the device has it]"
+)
 @click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
 @click.option("--batch", type=int, help="Windows per forward pass.")
 @click.option("--workers", type=int, help="Workers of the cluster.")

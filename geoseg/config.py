@@ -45,7 +45,9 @@ def _different(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 _Names = Annotated[tuple[str, ...], AfterValidator(_different)]
-_CAME_LATER = frozenset({"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile", "uncertainty"})
+_CAME_LATER = frozenset(
+    {"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile", "uncertainty", "precision"}
+)
 
 
 class Section(BaseModel):
@@ -69,8 +71,9 @@ class PredictConfig(Section):
     outside is run, in pixels of the work grid. ``max_seam_score``: a scene whose tiles disagree more times as often
     at their borders as inside is not published. ``probabilities``: publish those of each class too. ``uncertainty``: publish
     how unsure the network is of each pixel, by the ``entropy`` of the classes' probabilities or the ``margin`` between the
-    two largest. ``window``: side of a write window in pixels of the scene.
-    ``batch``: windows per forward pass.
+    two largest. ``precision``: the numbers in which the network computes; each worker takes ``bfloat16`` where its device has
+    arithmetic for it and the network is one of geoseg's, ``float32`` elsewhere, unless it is said here. ``window``: side of a
+    write window in pixels of the scene. ``batch``: windows per forward pass.
     """
 
     resolution: Literal["bundle", "native"] | Annotated[FiniteFloat, Field(gt=0)] = "bundle"
@@ -89,6 +92,7 @@ class PredictConfig(Section):
     max_seam_score: Annotated[FiniteFloat, Field(gt=0)] | None = None
     probabilities: bool = False
     uncertainty: Literal["entropy", "margin"] | None = None
+    precision: Literal["float32", "bfloat16"] | None = None
     window: Literal[512, 1024, 2048, 4096, 8192] | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
 

@@ -35,11 +35,13 @@ from geoseg.evaluate.difference import ClassMatch
 from geoseg.evaluate.picture import ChangedPlace, changes_picture
 from geoseg.model.description import ClassName
 from geoseg.model.pictures import as_rgb
+from geoseg.model.precision import Precision, natural_precision
 from geoseg.predict.aoi import find_area
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
+from geoseg.predict.predictor import default_device
 from geoseg.predict.publish import ITEM_NAME
 from geoseg.predict.reading import Task, WindowDone
 from geoseg.predict.verify import file_fault
@@ -150,6 +152,7 @@ class _Claim:
     settings: dict[str, Any]
     aoi: str
     made_by: str
+    precisions: tuple[str, ...]
     mask: tuple[str, dict[str, Any]]
     probabilities: tuple[str, dict[str, Any]] | None
 
@@ -247,6 +250,7 @@ def _parse(uri: str, item: dict[str, Any]) -> _Claim:
         settings=dict(properties["geoseg:settings"]),
         aoi=str(properties.get("geoseg:aoi_sha256", "")),
         made_by=str(properties["processing:software"]["geoseg"]),
+        precisions=tuple(map(str, properties.get("geoseg:precision", ["float32"]))),
         mask=raster("mask"),
         probabilities=raster("probabilities") if "probabilities" in assets else None,
     )
@@ -256,6 +260,20 @@ def _remarks(claim: _Claim) -> Iterator[str]:
     here = version("geoseg")
     if claim.made_by != here:
         yield f"the mask was made by geoseg {claim.made_by}, this is {here}"
+    if len(claim.precisions) > 1:
+        yield (
+            f"the mask was made by devices of several kinds, in {' and '.join(claim.precisions)}: single pixels may have another "
+            "class than the one made here"
+        )
+    elif claim.precisions == ("bfloat16",) and _precision(claim) != "bfloat16":
+        yield "the mask was made in bfloat16, in which this device does not compute: single pixels may have another class"
+
+
+def _precision(claim: _Claim) -> Precision | None:
+    """In which numbers to make the mask again; None for what this device takes."""
+    if "bfloat16" not in claim.precisions:
+        return "float32"
+    return "bfloat16" if natural_precision(torch.device(default_device())) == "bfloat16" else None
 
 
 def _processor() -> str:
@@ -439,7 +457,7 @@ class _Comparison:
             left = duration((len(windows) - num) / max(rate, 1e-9))
             return f"windows compared {num}/{len(windows)}, {rate:.2f} a second, {left} left"
 
-        worker = Worker(self.run)
+        worker = Worker(self.run, precision=_precision(self.claim))
         try:
             for num, done in enumerate(worker.run(Task(self.plan, window) for window in windows), 1):
                 yield done

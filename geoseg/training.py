@@ -384,7 +384,7 @@ class Validation:
         if resolution_m not in self._planned:
             self._planned[resolution_m] = self._plan(bundle)
         return [
-            (Predictor(bundle, PredictConfig(scale=scale), device=self._device), scenes)
+            (Predictor(bundle, PredictConfig(scale=scale, precision="float32"), device=self._device), scenes)
             for scale, scenes in self._planned[resolution_m].items()
         ]
 
@@ -451,7 +451,7 @@ def _plain(stage: Stage, resolution_m: float) -> Stage:
 def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[ExampleChip]:
     """Chips around classes, of the validation scenes where there are some, with what the bundle makes of them."""
     plan = prepared.plan
-    predictor = Predictor(bundle, PredictConfig(), device=device)
+    predictor = Predictor(bundle, PredictConfig(precision="float32"), device=device)
     resolution_m = bundle.description.resolution_m
     assert resolution_m is not None
     stage = replace(

@@ -19,7 +19,7 @@ Resampling = Literal["bilinear", "nearest"]
 
 KERNEL = 3
 _SMALL_VALUES = 20_480
-_CONVS, _NORMS = (nn.Conv2d, nn.Conv3d), (nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVS, NORMS = (nn.Conv2d, nn.Conv3d), (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Conv2d(nn.Conv2d):
@@ -40,8 +40,15 @@ class Conv2d(nn.Conv2d):
         self.padding = tuple(size // 2 if padding == "same" and size % 2 else 0 for size in self.kernel_size)
 
     def forward(self, features_bchw: Tensor) -> Tensor:
-        """See ``nn.Conv2d``."""
-        return never_small(super().forward, features_bchw)
+        """See ``nn.Conv2d``; computed in the dtype of the weights."""
+        return never_small(super().forward, like_weights(features_bchw, self.weight))
+
+
+class Head(Conv2d):
+    """The 1 x 1 convolution to the logits; it stays in float32 where the rest of a network is in less."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes, 1)
 
 
 class UpConv2d(nn.ConvTranspose2d):
@@ -62,6 +69,13 @@ def never_small(forward: Callable[[Tensor], Tensor], features_bchw: Tensor) -> T
     if len(features_bchw) == 1 and num_values <= _SMALL_VALUES and features_bchw.device.type == "cpu":
         return forward(features_bchw.expand(2, *features_bchw.shape[1:]))[:1]
     return forward(features_bchw)
+
+
+def like_weights(features: Tensor, weights: Tensor) -> Tensor:
+    """Features in the dtype of a layer's weights, unless autocast chooses one."""
+    if features.dtype == weights.dtype or torch.is_autocast_enabled(features.device.type):
+        return features
+    return features.to(weights.dtype)
 
 
 class UnevenError(ValueError):
@@ -135,8 +149,9 @@ class Sigmoid(nn.Module):
     """1 / (1 + exp(-x)), which rounds alike for any number of values; ``torch.sigmoid`` rounds the last few otherwise."""
 
     def forward(self, features_bchw: Tensor) -> Tensor:
-        """Values from 0 to 1."""
-        return 1 / (torch.exp(-features_bchw) + 1)
+        """Values from 0 to 1, computed in float32 at least and given in the dtype of the features."""
+        exact = torch.promote_types(features_bchw.dtype, torch.float32)
+        return (1 / (torch.exp(-features_bchw.to(exact)) + 1)).to(features_bchw.dtype)
 
 
 class Subsample(nn.Module):
@@ -294,9 +309,9 @@ def concat(*features_bchw: Tensor) -> Tensor:
 
 
 def added(first_bchw: Tensor, second_bchw: Tensor) -> Tensor:
-    """The sum on the centre that both have."""
+    """The sum on the centre that both have, in the dtype of the first."""
     first_bchw, second_bchw = cropped((first_bchw, second_bchw))
-    return first_bchw + second_bchw
+    return first_bchw + second_bchw.to(first_bchw.dtype)
 
 
 def scaled(features_bchw: Tensor, weights_b1hw: Tensor) -> Tensor:
@@ -328,7 +343,7 @@ def fold_norms(network: nn.Module) -> None:
         return
     layers: list[nn.Module] = []
     for layer in network:
-        if isinstance(layer, _NORMS) and layers and isinstance(layers[-1], _CONVS):
+        if isinstance(layer, NORMS) and layers and isinstance(layers[-1], _CONVS):
             layers[-1] = fuse_conv_bn_eval(layers[-1], layer)
         else:
             layers.append(layer)

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from geoseg.model.blocks import Padding, UnevenError, fold_norms
+from geoseg.errors import ConfigError
+from geoseg.model.blocks import NORMS, Head, Padding, UnevenError, fold_norms
 from geoseg.model.reach import Reach, derive_reach
+from geoseg.model.volume import Head3d
 
 
 class Network(nn.Module):
@@ -77,11 +79,26 @@ class Network(nn.Module):
         finally:
             self.padding = before
 
-    def folded(self) -> Network:
-        """A copy for prediction: norms folded into the convolutions before them (fewer passes over memory), channels last."""
+    def folded(self, dtype: torch.dtype = torch.float32) -> Network:
+        """A copy for prediction: norms folded into the convolutions before them (fewer passes over memory), channels last.
+
+        It computes in ``dtype``, but for the heads and for norms that follow no convolution; logits are float32 in any case.
+        Raises ConfigError for a network from outside in less than float32: what may be rounded there is not ours to say.
+        """
         network = copy.deepcopy(self).eval()
         fold_norms(network)
+        if dtype != torch.float32:
+            network.lower(dtype)
         return network.laid_channels_last()
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Make the network compute in ``dtype``, as ``folded`` says."""
+        if any(getattr(module, "from_outside", False) for module in self.modules()):
+            raise ConfigError(f"a network from outside computes in float32 alone, not in {str(dtype).split('.')[-1]}")
+        for module in self.modules():
+            if not isinstance(module, (Head, Head3d, *NORMS)):
+                for weights in module.parameters(recurse=False):
+                    weights.data = weights.data.to(dtype)
 
     def laid_channels_last(self) -> Self:
         """The network itself, its weights laid with channels last in memory: the way in which convolutions are fast."""

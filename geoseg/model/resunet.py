@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from geoseg.model.blocks import Conv2d, Norm, Padding, ResidualUnit, UpsampleNearest, concat
+from geoseg.model.blocks import Head, Norm, Padding, ResidualUnit, UpsampleNearest, concat
 from geoseg.model.network import Network
 from geoseg.model.unet import level_widths
 
@@ -34,7 +34,7 @@ class ResUNet(Network):
         )
         self.raised = UpsampleNearest()
         self.up = nn.ModuleList(ResidualUnit(3 * after, after, norm=norm) for after in reversed(widths[:-1]))
-        self.head = Conv2d(width, num_classes, 1)
+        self.head = Head(width, num_classes)
         self.padding = padding
 
     def logits(self, image_bkhw: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from geoseg.errors import ConfigError
-from geoseg.model.blocks import Conv2d, Norm, Padding, Pool, UpBlock, contracting_path
+from geoseg.model.blocks import Head, Norm, Padding, Pool, UpBlock, contracting_path
 from geoseg.model.network import Network
 
 
@@ -35,7 +35,7 @@ class UNet(Network):
         self.down = contracting_path(in_channels, widths, norm=norm)
         self.pool = Pool()
         self.up = nn.ModuleList(UpBlock(2 * after, after, norm=norm) for after in reversed(widths[:-1]))
-        self.head = Conv2d(width, num_classes, 1)
+        self.head = Head(width, num_classes)
         self.padding = padding
 
     def logits(self, image_bkhw: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from geoseg.model.blocks import Norm, Padding, concat
 from geoseg.model.network import Network
 from geoseg.model.unet import level_widths
-from geoseg.model.volume import Conv3d, DoubleConv3d, Pool3d, UpConv3d, date_factors, mean_over_dates, volume
+from geoseg.model.volume import DoubleConv3d, Head3d, Pool3d, UpConv3d, date_factors, mean_over_dates, volume
 
 
 class UNet3D(Network):
@@ -51,7 +51,7 @@ class UNet3D(Network):
             DoubleConv3d(widths[level] + widths[level + 1], widths[level], widths[level], norm=norm)
             for level in reversed(range(depth))
         )
-        self.head = Conv3d(widths[0], num_classes, 1)
+        self.head = Head3d(widths[0], num_classes)
         self.padding = padding
 
     def logits(self, image_bkhw: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import copy
 from torch import Tensor, nn
 
 from geoseg.errors import ConfigError
-from geoseg.model.blocks import Conv2d, DoubleConv, Norm, Padding, Pool, UpConv2d, added, concat, contracting_path
+from geoseg.model.blocks import DoubleConv, Head, Norm, Padding, Pool, UpConv2d, added, concat, contracting_path
 from geoseg.model.network import Network
 from geoseg.model.unet import level_widths
 
@@ -47,7 +47,7 @@ class UNetPlusPlus(Network):
             )
             for step in range(depth)
         )
-        self.heads = nn.ModuleList(Conv2d(width, num_classes, 1) for _ in range(depth))
+        self.heads = nn.ModuleList(Head(width, num_classes) for _ in range(depth))
         self.padding = padding
 
     def all_logits(self, image_bkhw: Tensor) -> list[Tensor]:

@@ -12,8 +12,8 @@ from geoseg.model.blocks import Norm, Padding, concat
 from geoseg.model.network import Network
 from geoseg.model.unet import level_widths
 from geoseg.model.volume import (
-    Conv3d,
     DownConv3d,
+    Head3d,
     ResidualStage,
     UpConv3d,
     date_factors,
@@ -66,7 +66,7 @@ class VNet(Network):
             ResidualStage(2 * widths[level], 2 * widths[level], min(level + 1, _MOST_CONVS), norm=norm)
             for level in upwards
         )
-        self.head = Conv3d(2 * width, num_classes, 1)
+        self.head = Head3d(2 * width, num_classes)
         self.padding = padding
 
     def logits(self, image_bkhw: Tensor) -> Tensor:

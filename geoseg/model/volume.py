@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from geoseg.model.blocks import Norm, Padding, added, check_even, cropped, never_small
+from geoseg.model.blocks import Norm, Padding, added, check_even, cropped, like_weights, never_small
 
 
 class Conv3d(nn.Conv3d):
@@ -33,7 +33,8 @@ class Conv3d(nn.Conv3d):
         self.padding = (beyond, ground, ground)
 
     def forward(self, features_bcthw: Tensor) -> Tensor:
-        """See ``nn.Conv3d``."""
+        """See ``nn.Conv3d``; computed in the dtype of the weights."""
+        features_bcthw = like_weights(features_bcthw, self.weight)
         if self.kernel_size[0] == 1:
             num, _, dates, rows, cols = features_bcthw.shape
             out_bchw = never_small(self._of_pixels, features_bcthw.flatten(2, 3))
@@ -42,6 +43,13 @@ class Conv3d(nn.Conv3d):
 
     def _of_pixels(self, features_bchw: Tensor) -> Tensor:
         return F.conv2d(features_bchw, self.weight[:, :, 0], self.bias, dilation=2)
+
+
+class Head3d(Conv3d):
+    """The 1 x 1 x 1 convolution to the logits; as ``blocks.Head`` it stays in float32."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes, 1)
 
 
 class DownConv3d(nn.Conv3d):

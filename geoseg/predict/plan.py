@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from geoseg.config import PredictConfig
 from geoseg.errors import BandError, ResolutionError, StackError
-from geoseg.model.description import BundleDescription
+from geoseg.model.description import BundleDescription, UNetVariant
 from geoseg.model.tiling import Tiling
 from geoseg.predict.aoi import AreaFile, PixelArea, load_area
 from geoseg.predict.guard import Guard, MaskBefore
@@ -24,12 +24,15 @@ from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.raster.stack import StackReader, common_levels, describe_stack
 from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
-from geoseg.raster.work import work_grid
+from geoseg.raster.work import WorkGrid, work_grid
 
 PIXEL_VERSION = 1
 RESOLUTION_TOLERANCE = 1.5
 MAX_ENLARGEMENT = 4.0
-_DEFAULT_WINDOW = 1024
+_WINDOWS = (1024, 2048, 4096)
+_FEWEST = 4
+_WASTE = 0.10
+_PLANES, _PLANE_BYTES = 5, 4  # of the first level's width, that a U-Net holds at once; float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,7 @@ class NetworkSpec:
     """A network and its settings as far as they decide how a scene is cut and which pixels come out.
 
     Cores begin and end on multiples of ``stride`` and have ``margin`` around them: the network's, or those of the tiling.
+    ``window_bytes``: what the network may hold of a window whose size is not said.
     """
 
     bundle_digest: str
@@ -85,6 +89,7 @@ class NetworkSpec:
     config: PredictConfig
     area: AreaFile | None = None
     tiling: Tiling | None = None
+    window_bytes: int = 0
 
     @property
     def is_blended(self) -> bool:
@@ -243,7 +248,7 @@ def plan_scene(ref: SceneRef, run: NetworkSpec) -> ScenePlan:
     stitching = Stitching(
         work.scene_shape, work.work_shape, work.level, work.level_shape, stride=run.stride, margin=run.margin
     )
-    window = config.window or _window_size(work.scene_shape[0] / work.work_shape[0])
+    window = config.window or _window_size(run, work)
     for one in stack:
         if one is not None and one.band_indexes(description.bands, config.bands) != bands:
             raise StackError(f"{one.id}: its bands stand in another order than those of the stack's first scene")
@@ -288,9 +293,23 @@ def _factor(scene: Scene, run: NetworkSpec) -> float:
     return factor
 
 
-def _window_size(factor: float) -> int:
-    size = _DEFAULT_WINDOW
-    while factor >= 2 and size < 4096:
+def _window_size(run: NetworkSpec, work: WorkGrid) -> int:
+    """The side of a scene's windows: the smallest with hardly any waste that fits memory and gives a scene a few of them.
+
+    By valid convolutions a layer computes on average half of the margin around a core of ``size``, so a pixel costs about
+    (1 + margin / size)^2 times its share. Where several scene pixels make one of the work grid, windows are larger by that.
+    """
+    variant, height, width = run.description.variant, *work.work_shape
+    planes = _PLANES * run.description.dates * (variant.width if isinstance(variant, UNetVariant) else 0)
+    size = _WINDOWS[0]
+    for larger in _WINDOWS[1:]:
+        peak = planes * _PLANE_BYTES * (larger + 2 * run.margin) ** 2
+        few = -(-height // larger) * -(-width // larger) < _FEWEST
+        if (1 + run.margin / size) ** 2 - 1 <= _WASTE or peak > run.window_bytes or few:
+            break
+        size = larger
+    factor = work.scene_shape[0] / height
+    while factor >= 2 and size < _WINDOWS[-1]:
         size, factor = size * 2, factor / 2
     return size
 

@@ -15,9 +15,11 @@ from geoseg.model.bundle import Bundle
 from geoseg.model.description import OutsideVariant, UNetVariant
 from geoseg.model.hybrids import FlipsAndTurns, Pyramid
 from geoseg.model.network import Network
+from geoseg.model.precision import DTYPES, Precision, check_precision, natural_precision
 from geoseg.model.tiling import Tiling, tiling
 from geoseg.model.unet_plus_plus import UNetPlusPlus
 from geoseg.predict.aoi import find_area
+from geoseg.predict.memory import window_bytes
 from geoseg.predict.plan import NetworkSpec
 from geoseg.predict.tiles import run_tiles
 from geoseg.raster.raster import Raster
@@ -27,10 +29,14 @@ from geoseg.raster.window import BLOCK
 class Predictor:
     """A bundle's network, ready to run: batch norm folded, channels last, valid convolutions; one from outside in tiles.
 
-    Results are in float32 without TF32, so that a GPU rounds as a CPU would.
+    It computes in ``precision``; where neither that nor the settings say one, in bfloat16 if the device has arithmetic for it
+    and the network is one of ours. float32 goes without TF32, so that a GPU rounds as a CPU would. Raises ConfigError when
+    the device or the network cannot compute so.
     """
 
-    def __init__(self, bundle: Bundle, config: PredictConfig, *, device: str = "cpu") -> None:
+    def __init__(
+        self, bundle: Bundle, config: PredictConfig, *, device: str = "cpu", precision: Precision | None = None
+    ) -> None:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         self.device = torch.device(device)
@@ -38,7 +44,12 @@ class Predictor:
         self.normalization = description.normalization
         if config.scale is not None:
             self.normalization = self.normalization.rescaled(config.scale, description.value_range)
-        self.network = network_to_run(bundle, config).folded().to(self.device)
+        asked = precision or config.precision
+        if asked is not None:
+            check_precision(asked, self.device)
+        is_ours = not isinstance(description.variant, OutsideVariant)
+        self.precision: Precision = asked or (natural_precision(self.device) if is_ours else "float32")
+        self.network = network_to_run(bundle, config).folded(DTYPES[self.precision]).to(self.device)
         self.tiling = tiling_to_run(bundle, self.network, config)
         if self.tiling is None:
             self.network.padding = "valid"
@@ -73,6 +84,10 @@ def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
         raise ConfigError(
             f"--bands must name {len(description.bands)} bands, as the bundle takes, got {len(config.bands)}"
         )
+    if config.precision == "bfloat16" and isinstance(description.variant, OutsideVariant):
+        raise ConfigError(
+            f"--precision bfloat16: {description.name} is a {description.variant.title}, which runs in float32 alone"
+        )
     if config.warp_stacks and description.dates == 1:
         raise ConfigError(f"--warp-stacks has no effect with {description.name}, which takes single scenes")
     tiles = tiling_to_run(bundle, network, config)
@@ -84,6 +99,7 @@ def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
         config=config,
         area=find_area(config.aoi) if config.aoi else None,
         tiling=tiles,
+        window_bytes=window_bytes(),
     )
 
 

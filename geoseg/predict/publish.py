@@ -179,6 +179,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
     uris = [part_uri(run, plan, window) for window in plan.windows(plan.reader())]
     classes = np.zeros(len(run.description.classes), np.int64)
     counted: list[list[int]] = []
+    precisions = set[str]()
     light = np.zeros((NUM_MEASURES, len(run.description.bands), NUM_STEPS), np.int64)
     unsure = np.zeros_like(classes)
     assets: dict[str, dict[str, Any]] = {}
@@ -187,6 +188,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
         for uri, (header, blocks) in zip(uris, _parts(plan, uris), strict=True):
             classes += np.asarray(header["classes"])
             counted += [header["seams"]] if "seams" in header else []
+            precisions |= {header["precision"]} if "precision" in header else set()
             light += np.asarray(header.get("light", 0), np.int64)
             unsure += np.asarray(header.get("uncertainty", 0), np.int64)
             if any(header["classes"]):
@@ -212,6 +214,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
         unsure=unsure.tolist(),
         seams=looked.seams,
         novelty=looked.novelty,
+        precisions=sorted(precisions),
         assets=assets,
     )
     version = _commit(run, plan, body)

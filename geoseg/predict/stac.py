@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -56,15 +57,17 @@ def make_item(
     unsure: list[int],
     seams: Seams | None,
     novelty: float | None,
+    precisions: Sequence[str],
     assets: dict[str, dict[str, Any]],
 ) -> bytes:
     """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and SHA-256 of each published file.
 
     ``unsure`` are the sums of the uncertainty, in steps of 1/254, over the pixels of each class.
 
-    ``seams`` are those of a network that is blended, ``novelty`` that of the scene's light to the bundle (``geoseg.model.light``).
+    ``seams`` are those of a network that is blended, ``novelty`` that of the scene's light to the bundle (``geoseg.model.light``),
+    ``precisions`` those in which the network computed: more than one where workers' devices were not of one kind.
 
-    The same scene, bundle and settings give the same bytes: no time of processing, no host, no credentials.
+    The same scene, bundle, settings and precision give the same bytes: no time of processing, no host, no credentials.
     """
     grid, scene = plan.scene.grid, plan.scene
     moments = sorted(datetime.strptime(one.datetime, "%Y-%m-%dT%H:%M:%S%z") for one in plan.scenes)
@@ -89,6 +92,7 @@ def make_item(
             **_beside_the_scene(run, plan),
             **(_seam_properties(seams) if seams is not None else {}),
             **({"geoseg:novelty": novelty} if novelty is not None else {}),
+            **({"geoseg:precision": list(precisions)} if precisions else {}),
             **({"geoseg:uncertainty": _uncertainty(run, classes, unsure)} if run.config.uncertainty else {}),
             **({"geoseg:released": True} if run.is_released(plan) else {}),
         },

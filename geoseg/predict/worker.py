@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from geoseg.errors import SceneReadError
+from geoseg.model.precision import Precision
 from geoseg.predict.bundles import bundle_of
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.light import window_light
@@ -44,12 +45,17 @@ class _Made:
 
 
 class Worker:
-    """A worker's state: the network on its device and the open scenes. ``run`` takes tasks and tells how each went."""
+    """A worker's state: the network on its device and the open scenes. ``run`` takes tasks and tells how each went.
 
-    def __init__(self, run: RunSpec, *, device: str | None = None, read_threads: int = 1) -> None:
+    ``precision`` overrules the device's choice, not the settings' (see ``Predictor``).
+    """
+
+    def __init__(
+        self, run: RunSpec, *, device: str | None = None, read_threads: int = 1, precision: Precision | None = None
+    ) -> None:
         self.run_spec = run
         device = device or default_device()
-        self.predictor = Predictor(bundle_of(run), run.config, device=device)
+        self.predictor = Predictor(bundle_of(run), run.config, device=device, precision=precision)
         self.num_gpus = int(device.startswith("cuda"))
         self.batch = run.config.batch or (8 if device.startswith("cuda") else 1)
         self.reader = WindowReader(run)
@@ -169,6 +175,8 @@ class Worker:
             store.write(f"{uri}.{name}", pack_blocks({}, encode_window(pixels, window, plan.window)))
         blocks = encode_window(mask[None], window, plan.window) if mask is not None else []
         told: dict[str, Any] = {"classes": classes}
+        if read.around is not None:
+            told["precision"] = self.predictor.precision
         if made.seams is not None:
             told["seams"] = made.seams.counts()
         if mask is not None and "uncertainty" in made.layers:

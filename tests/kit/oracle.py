@@ -16,6 +16,7 @@ from geoseg.config import PredictConfig
 from geoseg.model.bundle import Bundle
 from geoseg.model.description import BundleDescription, ClassName, UNetVariant
 from geoseg.model.network import Network
+from geoseg.model.precision import DTYPES, natural_precision
 from geoseg.model.variants import build
 from geoseg.predict.bundles import save_bundle
 from geoseg.predict.predictor import network_to_run
@@ -122,7 +123,9 @@ def whole_logits(
 
     Of a stack ``image`` holds date after date, and ``valid`` is (date, row, col).
     """
-    network = network_to_run(bundle, PredictConfig(**settings)).folded()
+    config = PredictConfig(**settings)
+    precision = config.precision or natural_precision(torch.device("cpu"))
+    network = network_to_run(bundle, config).folded(DTYPES[precision])
     halo, stride = network.halo, network.stride
     pixels = torch.from_numpy(mirrored_whole(image, halo, stride).copy())[None]
     counts = torch.from_numpy(mirrored_whole(valid, halo, stride).copy())[None]

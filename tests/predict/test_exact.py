@@ -18,6 +18,7 @@ from kit.oracle import mirrored_whole, published_mask, seeded_bundle, whole_logi
 
 import geoseg
 from geoseg.model.description import UNetVariant
+from geoseg.model.precision import DTYPES, Precision, natural_precision
 from geoseg.model.variants import STACK_VARIANTS, VARIANTS, build
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.stitch import Stitching
@@ -57,17 +58,21 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "width", "side"),
-    [(name, *shape, 512) for name in VARIANTS for shape in ((1, 2), (2, 4), (3, 16), (4, 8))]
-    + [(name, *shape, 256) for name in STACK_VARIANTS for shape in ((1, 2), (2, 4), (3, 4))],
+    ("name", "depth", "width", "side", "precision"),
+    [(name, *shape, 512, "float32") for name in VARIANTS for shape in ((1, 2), (2, 4), (3, 16), (4, 8))]
+    + [(name, *shape, 256, "float32") for name in STACK_VARIANTS for shape in ((1, 2), (2, 4), (3, 4))]
+    + [(name, *shape, 512, "bfloat16") for name in VARIANTS for shape in ((2, 4), (3, 16))]
+    + [(name, 2, 4, 256, "bfloat16") for name in STACK_VARIANTS],
 )
 def test_not_a_bit_of_a_logit_depends_on_size_batch_or_threads(
-    name: Any, depth: int, width: int, side: int, threads: Callable[[int], None]
+    name: Any, depth: int, width: int, side: int, precision: Precision, threads: Callable[[int], None]
 ) -> None:
+    if precision not in ("float32", natural_precision(torch.device("cpu"))):
+        pytest.skip("this processor does not compute in bfloat16")
     torch.manual_seed(depth)
     dates = 4 if name in STACK_VARIANTS else 1
     variant = UNetVariant(name=name, depth=depth, width=width, norm="batch")
-    network = build(variant, 3, 3, dates=dates).eval().folded()
+    network = build(variant, 3, 3, dates=dates).eval().folded(DTYPES[precision])
     network.padding = "valid"
     margin = 2 * network.margin
     channels = 16 if name in STACK_VARIANTS else 3
@@ -128,7 +133,7 @@ def test_a_halo_one_stride_smaller_is_not_enough(any_bundle: Path, tmp_path: Pat
     made = synthetic_image(1024, 1024, seed=3)
     loaded = load_bundle(str(any_bundle))
     network = loaded.network().folded()
-    whole = whole_logits(loaded, made.pixels_bhw, made.valid_hw)
+    whole = whole_logits(loaded, made.pixels_bhw, made.valid_hw, precision="float32")
     start, end = 512, 768
     margin = network.halo - network.stride
     cut = slice(start - margin, end + margin)
