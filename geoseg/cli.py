@@ -60,6 +60,7 @@ def main(debug: bool) -> None:
       geoseg canary JOB.toml --bundle NEW   what a new bundle would change, on a sample of what is published
       geoseg status | why | retry           how an output stands; one scene's story; the failed ones again
       geoseg models                         the networks, and what each costs
+    geoseg tune                           measure this device once, for later runs
 
     Exit codes: 0 done, 1 some scenes failed, 2 usage or config, 3 nothing readable, 4 access denied, 5 another run
     holds the output, 130 interrupted.
@@ -216,6 +217,24 @@ def models(window: int, dates: int, bundle: str | None) -> None:
 
         costs |= bundle_costs(bundle, core=window)
     for line in costs_table(costs):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--bundle", default="roads-buildings", show_default=True, help="A name or a URI.")
+@click.option("--threads", default=1, show_default=True, help="Threads of the network on a CPU, as each worker has.")
+def tune(bundle: str, threads: int) -> None:
+    """Measure which windows and batches this device is fastest with, and remember them for later runs of this user.
+
+    The masks stay the same to the last bit. In a cluster run it on a worker's node, or put the lines it ends with into the job.
+    """
+    import torch
+
+    from geoseg.predict.bundles import load_bundle
+    from geoseg.predict.measure import tune_device
+
+    torch.set_num_threads(threads)
+    for line in tune_device(load_bundle(bundle)):
         click.echo(line)
 
 

@@ -9,7 +9,7 @@ import os
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_FREE = 4 << 20
 _LARGEST_ON_HEAP = 4 << 20
-_MOST_IN_WINDOW = 1600 << 20
+_MOST_IN_WINDOW = 1900 << 20
 _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
@@ -34,6 +34,6 @@ def set_memory_up() -> bool:
 
 
 def window_bytes() -> int:
-    """What a network may hold of a window: a fourth of each core's share of the machine's memory, 1.6 GiB at most."""
+    """What a network may hold of a window: a fourth of each core's share of the machine's memory, 1.9 GiB at most."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(_MOST_IN_WINDOW, memory // (4 * (os.cpu_count() or 1)))

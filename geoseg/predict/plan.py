@@ -32,7 +32,9 @@ MAX_ENLARGEMENT = 4.0
 _WINDOWS = (1024, 2048, 4096)
 _FEWEST = 4
 _WASTE = 0.10
-_PLANES, _PLANE_BYTES = 5, 4  # of the first level's width, that a U-Net holds at once; float32
+# Features of the first level's width that stand at once; geoseg.model.costs counts them exactly, and takes seconds.
+_PLANES = {"unet": 6, "attention-unet": 6, "resunet": 9, "unet++": 12, "unet3d": 12, "vnet": 6}
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,8 @@ class NetworkSpec:
     """A network and its settings as far as they decide how a scene is cut and which pixels come out.
 
     Cores begin and end on multiples of ``stride`` and have ``margin`` around them: the network's, or those of the tiling.
-    ``window_bytes``: what the network may hold of a window whose size is not said.
+    Where no size of windows is said, ``fastest_window`` was measured (0 for none), and ``window_bytes`` is what the network may
+    hold of one.
     """
 
     bundle_digest: str
@@ -90,6 +93,7 @@ class NetworkSpec:
     area: AreaFile | None = None
     tiling: Tiling | None = None
     window_bytes: int = 0
+    fastest_window: int = 0
 
     @property
     def is_blended(self) -> bool:
@@ -293,21 +297,32 @@ def _factor(scene: Scene, run: NetworkSpec) -> float:
     return factor
 
 
+def peak_of_window(run: NetworkSpec, size: int) -> int:
+    """Bytes that a U-Net holds at most of a window of ``size``, in float32; of tiles of a network from outside nothing is said."""
+    variant = run.description.variant
+    if not isinstance(variant, UNetVariant):
+        return 0
+    num_features = _PLANES[variant.name] * variant.width * run.description.dates
+    return _FLOAT_BYTES * num_features * (size + 2 * run.margin) ** 2
+
+
 def _window_size(run: NetworkSpec, work: WorkGrid) -> int:
     """The side of a scene's windows: the smallest with hardly any waste that fits memory and gives a scene a few of them.
 
     By valid convolutions a layer computes on average half of the margin around a core of ``size``, so a pixel costs about
-    (1 + margin / size)^2 times its share. Where several scene pixels make one of the work grid, windows are larger by that.
+    (1 + margin / size)^2 times its share. Where a device was measured (``geoseg.predict.tuning``) it is the fastest of it, if a
+    scene has a few of them. Where several scene pixels make one of the work grid, windows are larger by that.
     """
-    variant, height, width = run.description.variant, *work.work_shape
-    planes = _PLANES * run.description.dates * (variant.width if isinstance(variant, UNetVariant) else 0)
-    size = _WINDOWS[0]
-    for larger in _WINDOWS[1:]:
-        peak = planes * _PLANE_BYTES * (larger + 2 * run.margin) ** 2
-        few = -(-height // larger) * -(-width // larger) < _FEWEST
-        if (1 + run.margin / size) ** 2 - 1 <= _WASTE or peak > run.window_bytes or few:
-            break
-        size = larger
+    height, width = work.work_shape
+    size = run.fastest_window or next(
+        size
+        for size in _WINDOWS
+        if size == _WINDOWS[-1]
+        or (1 + run.margin / size) ** 2 - 1 <= _WASTE
+        or peak_of_window(run, 2 * size) > run.window_bytes
+    )
+    while size > _WINDOWS[0] and -(-height // size) * -(-width // size) < _FEWEST:
+        size //= 2
     factor = work.scene_shape[0] / height
     while factor >= 2 and size < _WINDOWS[-1]:
         size, factor = size * 2, factor / 2

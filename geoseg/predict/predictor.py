@@ -22,6 +22,7 @@ from geoseg.predict.aoi import find_area
 from geoseg.predict.memory import window_bytes
 from geoseg.predict.plan import NetworkSpec
 from geoseg.predict.tiles import run_tiles
+from geoseg.predict.tuning import remembered
 from geoseg.raster.raster import Raster
 from geoseg.raster.window import BLOCK
 
@@ -91,6 +92,7 @@ def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
     if config.warp_stacks and description.dates == 1:
         raise ConfigError(f"--warp-stacks has no effect with {description.name}, which takes single scenes")
     tiles = tiling_to_run(bundle, network, config)
+    tuned = remembered(bundle.digest, torch.device(default_device()))
     return NetworkSpec(
         bundle_digest=bundle.digest,
         description=description,
@@ -100,6 +102,7 @@ def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
         area=find_area(config.aoi) if config.aoi else None,
         tiling=tiles,
         window_bytes=window_bytes(),
+        fastest_window=tuned.window if tuned else 0,
     )
 
 

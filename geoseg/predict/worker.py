@@ -30,6 +30,7 @@ from geoseg.predict.plan import RunSpec
 from geoseg.predict.predictor import Predictor, default_device
 from geoseg.predict.reading import Task, WindowDone, WindowPixels, WindowReader, try_for
 from geoseg.predict.seams import Seams, count_seams
+from geoseg.predict.tuning import remembered
 from geoseg.raster import store
 from geoseg.raster.cog import encode_window, pack_blocks
 
@@ -57,7 +58,8 @@ class Worker:
         device = device or default_device()
         self.predictor = Predictor(bundle_of(run), run.config, device=device, precision=precision)
         self.num_gpus = int(device.startswith("cuda"))
-        self.batch = run.config.batch or (8 if device.startswith("cuda") else 1)
+        tuned = remembered(run.bundle_digest, self.predictor.device)
+        self.batch = run.config.batch or (tuned.batch if tuned else 8 if self.num_gpus else 1)
         self.reader = WindowReader(run)
         self._readers = ThreadPoolExecutor(read_threads, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
