@@ -46,11 +46,11 @@ class Normalization:
             of_dates = self(image_bkhw.reshape(num * dates, -1, rows, cols), valid_bhw.flatten(0, 1))
             with_valid = torch.cat([of_dates, valid_bhw.reshape(-1, 1, rows, cols).to(of_dates.dtype)], dim=1)
             return with_valid.reshape(num, -1, rows, cols)
-        image = image_bkhw.to(torch.float32, memory_format=torch.channels_last)
+        image = image_bkhw.to(torch.float32, memory_format=torch.channels_last, copy=True)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=image.device)[:, None, None]
         scale = torch.tensor([1 / std for std in self.std], dtype=torch.float32, device=image.device)[:, None, None]
-        image = torch.where(valid_bhw[:, None], (image - mean) * scale, 0.0)
-        return torch.nan_to_num_(image, nan=0.0)
+        image.sub_(mean).mul_(scale).masked_fill_(~valid_bhw[:, None], 0.0)  # in place: fresh memory costs as much again
+        return torch.nan_to_num_(image, nan=0.0) if image_bkhw.is_floating_point() else image
 
     def rescaled(self, raw: tuple[float, float], trained: tuple[float, float]) -> Normalization:
         """The normalisation for imagery in which ``raw`` (low, high) stands for ``trained`` (low, high).

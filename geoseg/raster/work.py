@@ -44,7 +44,7 @@ class WorkGrid:
         if (box[1] - box[0], box[3] - box[2]) == (window.height, window.width):
             return inside
         rows, cols = rows - box[0], cols - box[2]
-        return Raster(inside.pixels[:, rows[:, None], cols[None, :]], inside.valid[..., rows[:, None], cols[None, :]])
+        return Raster(*(one.take(rows, -2).take(cols, -1) for one in (inside.pixels, inside.valid)))
 
     def _read_box(self, reader: SceneReader | StackReader, box: Box, bands: tuple[int, ...]) -> Raster:
         if self.level_shape == self.work_shape:

@@ -124,7 +124,8 @@ def whole_logits(
     Of a stack ``image`` holds date after date, and ``valid`` is (date, row, col).
     """
     config = PredictConfig(**settings)
-    precision = config.precision or natural_precision(torch.device("cpu"))
+    is_ours = isinstance(bundle.description.variant, UNetVariant)
+    precision = config.precision or (natural_precision(torch.device("cpu")) if is_ours else "float32")
     network = network_to_run(bundle, config).folded(DTYPES[precision])
     halo, stride = network.halo, network.stride
     pixels = torch.from_numpy(mirrored_whole(image, halo, stride).copy())[None]

@@ -132,7 +132,7 @@ def test_real_windows_in_four_lights(bundle: Path, tmp_path: Path, window: int) 
     loaded = load_bundle(str(bundle))
     network = loaded.network().folded()
     stack, valid = np.concatenate(images), np.ones((DATES, *size), np.bool_)
-    whole = whole_logits(loaded, stack, valid)
+    whole = whole_logits(loaded, stack, valid, precision="float32")
     stride, start, end = network.stride, 256, 384
     for halo in (network.halo, network.halo - stride):
         cut = slice(start - halo, end + halo)
