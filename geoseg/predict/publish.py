@@ -31,7 +31,7 @@ from geoseg.predict.stac import footprint_text, make_item
 from geoseg.raster import store
 from geoseg.raster.cog import CogFile
 from geoseg.raster.scene import scene_is_unchanged
-from geoseg.raster.splice import Deal, PartError, SplicedFile, in_turn
+from geoseg.raster.splice import Deal, SplicedFile, SpliceError, in_turn
 from geoseg.raster.window import WindowSet
 
 ITEM_NAME, VECTORS_NAME = "item.json", "vectors.json"
@@ -186,7 +186,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan, deal: Deal = in_turn) -> Publis
         raise _conflict(plan)
     try:
         return _put_together(run, plan, deal)
-    except PartError as error:
+    except SpliceError as error:
         raise StoreError(f"{scene.id}: {error}") from error
 
 

@@ -127,7 +127,7 @@ def collect(
 ) -> Iterator[PartSums]:
     """Put the parts of ``windows`` into a raster and make its overviews; the sums of the mask's headers, bit by bit.
 
-    Raises PartError, StoreError.
+    Raises SpliceError, StoreError.
     """
     add_up = _nothing if raster.layer else sum_up
     if isinstance(into, SplicedCog):

@@ -55,8 +55,8 @@ def in_turn(step: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
     return map(step, jobs)
 
 
-class PartError(StoreError):
-    """A part of a scene is missing or damaged; its window has to be done again."""
+class SpliceError(StoreError):
+    """What a scene is put together from cannot be had: a part is missing or damaged, or a step ended its process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class PartNames:
 
 
 def read_part(uri: str) -> tuple[dict[str, Any], list[Block]]:
-    """The header and blocks of a part, read whole. Raises PartError; a damaged part is removed, so that it is done again."""
+    """The header and blocks of a part, read whole. Raises SpliceError; a damaged part is removed, so that it is done again."""
     return _checked(uri, lambda: unpack_blocks(store.read(uri)))
 
 
@@ -85,10 +85,10 @@ def _checked(uri: str, step: Callable[[], _T]) -> _T:
     try:
         return step()
     except store.ObjectMissingError as error:
-        raise PartError(f"a window's part is missing; run again to redo it ({error})") from error
+        raise SpliceError(f"a window's part is missing; run again to redo it ({error})") from error
     except (ValueError, KeyError, IndexError) as error:
         store.delete([uri])
-        raise PartError(f"the part {store.redact(uri)} is damaged; run again to redo it") from error
+        raise SpliceError(f"the part {store.redact(uri)} is damaged; run again to redo it") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Gathered:
 
 
 def gather(square: Square) -> Gathered:
-    """Read the heads of a square's parts, make its overviews and store them. Raises PartError, StoreError."""
+    """Read the heads of a square's parts, make its overviews and store them. Raises SpliceError, StoreError."""
     made = _SquareOverviews(square.grid, square.profile)
     start, top = _levels(made, square.names)
     uris = [square.names.of_window(*place) for place in square.windows]
@@ -216,7 +216,7 @@ class SplicedCog(Pyramid):
     def gather(self, windows: WindowSet, sum_up: SumUp, deal: Deal) -> Iterator[Any]:
         """Take in the parts of ``windows`` and make the levels above squares; of each square the sum of its headers.
 
-        Raises PartError, StoreError.
+        Raises SpliceError, StoreError.
         """
         for gathered in deal(gather, self._squares(windows, sum_up)):
             for level in range(len(self.sizes)):
@@ -251,7 +251,7 @@ class SplicedCog(Pyramid):
             self._held[level, row, col] = body
 
     def body(self, level: int, row: int, col: int) -> bytes:
-        """Return the encoded bytes of a block, none when it is not stored. Raises PartError, StoreError."""
+        """Return the encoded bytes of a block, none when it is not stored. Raises SpliceError, StoreError."""
         if not self.counts[level][row, col] or (level, row, col) in self._held:
             return self._held.get((level, row, col), b"")
         entries, _ = self.entries(level, np.array([row * self.shape(level)[1] + col]))
@@ -273,7 +273,7 @@ class SplicedCog(Pyramid):
         return Piece(number, offset, start, tuple(self._uri(source) for source in sources.tolist()), entries, held)
 
     def finish(self) -> SplicedFile:
-        """Fix the layout. Raises PartError, StoreError."""
+        """Fix the layout. Raises SpliceError, StoreError."""
         for level in self.levels_to_halve():
             quarters = list(self.quarters(level))
             self.block_sizes[level] //= 2
@@ -323,7 +323,7 @@ class Piece:
     held: tuple[bytes, ...]
 
     def assemble(self) -> bytes:
-        """Its bytes. Raises PartError, also for a block of other bytes than its part's head says, and StoreError."""
+        """Its bytes. Raises SpliceError, also for a block of other bytes than its part's head says, and StoreError."""
         sizes = self.entries["size"].astype(np.int64)
         places = len(self.start) + np.cumsum(sizes) - sizes
         out = bytearray(len(self.start) + int(sizes.sum()))
@@ -366,7 +366,7 @@ def _is_damaged() -> None:
 
 
 def write_piece(under_way: Upload, piece: Piece) -> str:
-    """Assemble a piece and write it. Raises PartError, StoreError, AccessDeniedError."""
+    """Assemble a piece and write it. Raises SpliceError, StoreError, AccessDeniedError."""
     return under_way.write(piece.number, piece.offset, piece.assemble())
 
 
@@ -382,6 +382,11 @@ class SplicedFile:
         self._ends = np.cumsum(np.concatenate(stored), dtype=np.int64) + len(self._header)
         self.size = int(self._ends[-1]) if len(self._ends) else len(self._header)
         self._bounds = [*self._cuts(), len(self._ends)]
+
+    @property
+    def num_pieces(self) -> int:
+        """How many pieces it is cut in."""
+        return len(self._bounds) - 1
 
     def _cuts(self) -> Iterator[int]:
         """The first block of each piece; it follows from the file alone, as a piece that is written twice must be the same."""
@@ -427,9 +432,9 @@ class SplicedFile:
 
         ``staging`` is a name for what is under way, which must be the same when an attempt is to go on with what an earlier one
         left. What fails leaves nothing; what is killed is gone on with or given up by the next (``geoseg.raster.upload``).
-        Where a store takes no pieces the file is streamed from here. Raises PartError, StoreError, AccessDeniedError.
+        Where a store takes no pieces the file is streamed from here. Raises SpliceError, StoreError, AccessDeniedError.
         """
-        numbers = range(1, len(self._bounds))
+        numbers = range(1, self.num_pieces + 1)
         if self.size <= cog.PIECE_BYTES:
             store.write(uri, self._whole)
             return
