@@ -399,6 +399,10 @@ class SplicedFile:
     def _starts_at(self, block: int) -> int:
         return int(self._ends[block - 1]) if block else 0
 
+    def _piece_size(self, number: int) -> int:
+        first, last = self._bounds[number - 1 : number + 1]
+        return (self._starts_at(last) or self.size) - self._starts_at(first)
+
     def sums(self) -> dict[str, str]:
         """What the file is named by, as ``CogFile.sums`` has it."""
         if self.size <= cog.PIECE_BYTES:
@@ -443,7 +447,11 @@ class SplicedFile:
             return
         under_way = begin(uri, self.size, staging)
         try:
-            written = {number: told for number, (told, _) in under_way.written().items()}
+            there = under_way.written()
+            if any(number not in numbers or size != self._piece_size(number) for number, (_, size) in there.items()):
+                under_way.give_up()  # another version of geoseg cut it in other pieces
+                under_way, there = begin(uri, self.size, staging), {}
+            written = {number: told for number, (told, _) in there.items()}
             left = [number for number in numbers if number not in written]
             told = deal(partial(write_piece, under_way), map(self.piece, left))
             under_way.complete(written | dict(zip(left, told, strict=True)))

@@ -75,7 +75,7 @@ def test_what_has_no_data_needs_no_part(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(cog, "PIECE_BYTES", 1000)
     names, path = PartNames(str(tmp_path / "parts"), "", 512), tmp_path / "mask.tif"
     pixels = np.full((1, 6000, 9000), 255, np.uint8)
-    pixels[0, 5100:5200, 3000:8300] = 1
+    pixels[0, 5130:5200, 3000:8300] = 1
     whole, _ = write_parts(pixels, names)
     file = splice(pixels.shape, names, only=[(10, col) for col in range(5, 17)])
     file.write(str(path), str(tmp_path / "upload-mask"), in_turn)
@@ -188,6 +188,11 @@ def test_a_publisher_killed_between_pieces_is_gone_on_with(made: Made) -> None:
     assert made.left() == [made.uri]
 
 
+def stop_after_one(step: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+    yield step(next(iter(jobs)))
+    raise KeyboardInterrupt
+
+
 def fail_after_one(step: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
     for job in jobs:
         yield step(job)
@@ -203,15 +208,19 @@ def test_what_fails_leaves_nothing_and_may_begin_anew(made: Made) -> None:
 
 
 def test_removing_the_parts_gives_up_what_was_begun(made: Made) -> None:
-    def stop(step: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-        yield step(next(iter(jobs)))
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        made.write(stop)
+        made.write(stop_after_one)
     assert made.left()
     remove_parts(info.uri for info in store.walk(store.join(made.root, "parts")))
     assert made.left() == []
+
+
+def test_an_upload_that_was_cut_otherwise_is_given_up(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        made.write(stop_after_one)
+    monkeypatch.setattr(cog, "PIECE_BYTES", 7 * MIB)
+    made.write(in_turn)
+    assert store.read(made.uri) == made.whole
 
 
 def test_two_publishers_at_once_leave_one_file(made: Made) -> None:
