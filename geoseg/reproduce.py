@@ -467,16 +467,16 @@ class _Comparison:
 
     def _compare(self, window: Window, counts: _Counts) -> None:
         """Compare a window whose part lies in memory, and drop the part."""
-        uri = part_uri(self.run, self.plan, window)
-        made = self._take(uri, window, 1)[0]
+        made = self._take("", window, 1)[0]
         self._count(window, made, counts)
         if self._chances is not None:
-            again = self._take(f"{uri}.probabilities", window, len(self.classes)) if (made != NODATA).any() else None
+            again = self._take("probabilities", window, len(self.classes)) if (made != NODATA).any() else None
             published = self._pixels(self._chances, window, tuple(range(len(self.classes))))
             differs = (published != (NODATA if again is None else again)).any(axis=0)
             counts.probabilities_different += int(np.count_nonzero(differs))
 
-    def _take(self, uri: str, window: Window, num_bands: int) -> NDArray[np.uint8]:
+    def _take(self, layer: str, window: Window, num_bands: int) -> NDArray[np.uint8]:
+        uri = part_uri(self.run, self.plan, window, layer)
         _, blocks = unpack_blocks(store.read(uri))
         store.delete([uri])
         return decode_window(blocks, window, num_bands)

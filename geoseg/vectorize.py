@@ -23,6 +23,7 @@ from geoseg.predict.lease import Lease
 from geoseg.predict.output import Output, list_output
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.publish import ITEM_NAME, VECTORS_NAME, read_item
+from geoseg.predict.stac import content_sum
 from geoseg.raster import store
 from geoseg.raster.geotiff import ReadOptions, describe
 from geoseg.raster.scene import Scene, SceneRef
@@ -166,10 +167,8 @@ class _Source:
     def sums(self) -> tuple[str, str]:
         """The SHA-256 of mask and probabilities as the item has them."""
         assets = self.item["assets"]
-        return tuple(  # type: ignore[return-value]
-            str(assets[key]["file:checksum"]).removeprefix("1220") if key in assets else ""
-            for key in ("mask", "probabilities")
-        )
+        mask, probabilities = (content_sum(assets[key]) if key in assets else "" for key in ("mask", "probabilities"))
+        return mask, probabilities
 
     @property
     def classes(self) -> tuple[tuple[str, int], ...]:

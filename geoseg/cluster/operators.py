@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from geoseg.cluster.deal import deal_to_tasks
 from geoseg.cluster.metrics import WindowMeter
 from geoseg.cluster.resting import RestSign
 from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, ended, outcome_row, pack_pixels, task_of, unpack_pixels
@@ -83,11 +84,14 @@ class PredictWindows:
 
 
 class Publisher:
-    """Publishes scenes; it stands from the start of a run, so that the first scene does not wait for its imports."""
+    """Publishes scenes; it stands from the start of a run, so that the first scene does not wait for its imports.
+
+    Of a scene that is large it sees what its blocks are, not the blocks.
+    """
 
     def __init__(self, run: RunSpec) -> None:
         self._run = run
 
     def publish(self, plan_json: str) -> Published | HeldBack | Failure:
         """What was published, or why nothing was."""
-        return try_to_publish(self._run, plan_from_json(plan_json))
+        return try_to_publish(self._run, plan_from_json(plan_json), deal_to_tasks)

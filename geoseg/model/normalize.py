@@ -49,7 +49,9 @@ class Normalization:
         image = image_bkhw.to(torch.float32, memory_format=torch.channels_last, copy=True)
         mean = torch.tensor(self.mean, dtype=torch.float32, device=image.device)[:, None, None]
         scale = torch.tensor([1 / std for std in self.std], dtype=torch.float32, device=image.device)[:, None, None]
-        image.sub_(mean).mul_(scale).masked_fill_(~valid_bhw[:, None], 0.0)  # in place: fresh memory costs as much again
+        image.sub_(mean).mul_(scale).masked_fill_(
+            ~valid_bhw[:, None], 0.0
+        )  # in place: fresh memory costs as much again
         return torch.nan_to_num_(image, nan=0.0) if image_bkhw.is_floating_point() else image
 
     def rescaled(self, raw: tuple[float, float], trained: tuple[float, float]) -> Normalization:

@@ -13,13 +13,14 @@ import pystac
 from geoseg.errors import ConfigError
 from geoseg.interval import moment
 from geoseg.predict.publish import ITEM_NAME, VECTORS_NAME
+from geoseg.predict.stac import BLOCKS_SUM
 from geoseg.raster import store
 
 COLLECTION_NAME, ITEMS_NAME = "collection.json", "items.parquet"
 PARQUET = "application/vnd.apache.parquet"
 MOST_LINKS = 10_000
 _EXTENSIONS = ("classification/v2.0.0", "file/v2.1.0", "projection/v2.0.0", "raster/v1.1.0")
-_OF_ONE_FILE = ("href", "file:size", "file:checksum")
+_OF_ONE_FILE = ("href", "file:size", "file:checksum", BLOCKS_SUM)
 _MODEL = ("mlm:name", "mlm:architecture", "mlm:framework", "mlm:tasks", "mlm:input", "mlm:output")
 
 

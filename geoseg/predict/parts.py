@@ -1,19 +1,26 @@
 """Parts: the encoded blocks of one window, kept in the output store until their scene is published.
 
 A part's name says which scene, fingerprint, window size and window it belongs to, and its bytes follow from them, so a
-retry writes the same object again and a resumed run takes up what an earlier one left.
+retry writes the same object again and a resumed run takes up what an earlier one left. Files that are published in pieces
+are on their way beside them.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.raster import store
+from geoseg.raster.splice import PartNames
+from geoseg.raster.upload import unfinished
 from geoseg.raster.window import Window, WindowSet
 
 WORK_FOLDER = "_geoseg"
 _PART = re.compile(r"r(\d+)c(\d+)")
+_PART_OF_LAYER = re.compile(r"r\d+c\d+(?:\.(\w+))?")
+_UPLOAD = "upload-"
 
 
 def part_folder(run: RunSpec, plan: ScenePlan) -> str:
@@ -21,9 +28,19 @@ def part_folder(run: RunSpec, plan: ScenePlan) -> str:
     return store.join(_all_parts(run, plan.scene.id), f"{plan.fingerprint[:32]}-{plan.window}")
 
 
-def part_uri(run: RunSpec, plan: ScenePlan, window: Window) -> str:
-    """The name of a window's part; those of further layers add ``.`` and the layer's name and are written before it."""
-    return store.join(part_folder(run, plan), f"r{window.row_off // plan.window}c{window.col_off // plan.window}")
+def part_names(run: RunSpec, plan: ScenePlan, layer: str = "") -> PartNames:
+    """The names of the parts of a layer, "" for the mask; those of further layers are written before it."""
+    return PartNames(part_folder(run, plan), f".{layer}" if layer else "", plan.window)
+
+
+def part_uri(run: RunSpec, plan: ScenePlan, window: Window, layer: str = "") -> str:
+    """The name of a window's part."""
+    return part_names(run, plan, layer).of_window(window.row_off // plan.window, window.col_off // plan.window)
+
+
+def staging_uri(run: RunSpec, plan: ScenePlan, name: str) -> str:
+    """The name under which a file that is published in pieces is on its way."""
+    return store.join(part_folder(run, plan), _UPLOAD + name)
 
 
 def finished_parts(run: RunSpec, plan: ScenePlan) -> WindowSet:
@@ -36,13 +53,39 @@ def finished_parts(run: RunSpec, plan: ScenePlan) -> WindowSet:
     return finished
 
 
+def bytes_in_parts(run: RunSpec, plan: ScenePlan) -> Counter[str]:
+    """How many bytes the parts of each layer have together, "" for the mask."""
+    found: Counter[str] = Counter()
+    for info in store.walk(part_folder(run, plan)):
+        part = _PART_OF_LAYER.fullmatch(store.base_name(info.uri))
+        if part:
+            found[part[1] or ""] += info.size
+    return found
+
+
 def delete_parts(run: RunSpec, scene_id: str) -> None:
     """Remove all parts of a scene, those also that were made for another version, window size or setting.
 
     One run at a time holds an output. A run that lost it and deletes parts of its successor's costs that one a second
     look at the scene, no more: what is missing is made again.
     """
-    store.delete([info.uri for info in store.walk(_all_parts(run, scene_id))])
+    remove_parts([info.uri for info in store.walk(_all_parts(run, scene_id))])
+
+
+def remove_parts(uris: Iterable[str]) -> None:
+    """Remove parts, and give up the files that are on their way beside them."""
+    for _ in store.in_parallel(_remove, uris):
+        pass
+
+
+def _remove(uri: str) -> None:
+    if store.base_name(uri).startswith(_UPLOAD):
+        try:
+            unfinished(uri).give_up()
+        except store.ObjectMissingError:
+            return
+    else:
+        store.delete([uri])
 
 
 def _all_parts(run: RunSpec, scene_id: str) -> str:

@@ -1,11 +1,16 @@
-"""Publishing a scene: the files first, under names that follow from their content, then the item, which is the commit."""
+"""Publishing a scene: the files first, under names that follow from their content, then the item, which is the commit.
+
+A file is named by the SHA-256 of its bytes, and its item has it as ``file:checksum``. Of a file above 32 MiB nobody reads all
+bytes: it is put together in the store, piece by piece, by whoever is there (``geoseg.raster.splice``), and a SHA-256 goes from
+the first byte to the last. It is named by the sum over its blocks' SHA-256 instead (``geoseg.raster.cog.blocks_sum``), which is
+known before there is a file, as a bucket wants the name when an upload begins; its item has it as ``geoseg:blocks_sha256``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +21,18 @@ import shapely
 from PIL import Image
 
 from geoseg.errors import ConflictError, GeosegError, SceneChangedError, StoreError
-from geoseg.model.light import NUM_MEASURES, NUM_STEPS, novelty
+from geoseg.model.light import novelty
 from geoseg.predict.failure import Failure, attempt
-from geoseg.predict.parts import delete_parts, part_folder, part_uri
+from geoseg.predict.parts import bytes_in_parts, delete_parts, part_folder, staging_uri
 from geoseg.predict.plan import MadeFrom, RunSpec, ScenePlan, settings_digest
-from geoseg.predict.seams import Seams, held_back, sum_seams
-from geoseg.predict.stac import UNCERTAINTIES, footprint_text, make_item
+from geoseg.predict.rasters import SceneSums, collect, further_rasters, mask_raster, raster_in_the_making
+from geoseg.predict.seams import Seams, held_back
+from geoseg.predict.stac import footprint_text, make_item
 from geoseg.raster import store
-from geoseg.raster.cog import NODATA, CogAssembler, CogFile, CogProfile, unpack_blocks
+from geoseg.raster.cog import CogFile
 from geoseg.raster.scene import scene_is_unchanged
+from geoseg.raster.splice import Deal, SplicedFile, SpliceError, in_turn
+from geoseg.raster.window import WindowSet
 
 ITEM_NAME, VECTORS_NAME = "item.json", "vectors.json"
 _ONE_PUT = 16 << 20
@@ -152,13 +160,13 @@ def _as_texts(told: Any) -> tuple[str, ...]:
     return tuple(map(str, told)) if isinstance(told, list) else (str(told),)
 
 
-def try_to_publish(run: RunSpec, plan: ScenePlan) -> Published | HeldBack | Failure:
+def try_to_publish(run: RunSpec, plan: ScenePlan, deal: Deal = in_turn) -> Published | HeldBack | Failure:
     """What ``publish_scene`` published, or why it did not."""
-    return attempt(lambda: publish_scene(run, plan), plan.scene.id, "publishing")
+    return attempt(lambda: publish_scene(run, plan, deal), plan.scene.id, "publishing")
 
 
-def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
-    """Put a scene's masks together from its parts and publish them.
+def publish_scene(run: RunSpec, plan: ScenePlan, deal: Deal = in_turn) -> Published | HeldBack:
+    """Put a scene's masks together from its parts and publish them; ``deal`` says where the work on large ones is done.
 
     Doing it twice, late, or in two places at once leaves the same objects. Raises StoreError when a window's part is
     missing or damaged, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id
@@ -176,45 +184,41 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
         return standing.published
     if (standing.published.version if standing else None) != plan.replaces:
         raise _conflict(plan)
-    uris = [part_uri(run, plan, window) for window in plan.windows(plan.reader())]
-    classes = np.zeros(len(run.description.classes), np.int64)
-    counted: list[list[int]] = []
-    precisions = set[str]()
-    light = np.zeros((NUM_MEASURES, len(run.description.bands), NUM_STEPS), np.int64)
-    unsure = np.zeros_like(classes)
+    try:
+        return _put_together(run, plan, deal)
+    except SpliceError as error:
+        raise StoreError(f"{scene.id}: {error}") from error
+
+
+def _put_together(run: RunSpec, plan: ScenePlan, deal: Deal) -> Published | HeldBack:
+    scene, mask, sums = plan.scene, mask_raster(run), SceneSums(run, plan)
+    windows = WindowSet()
+    for window in plan.windows(plan.reader()):
+        windows.add(window.row_off, window.col_off)
+    num_bytes = bytes_in_parts(run, plan)
     assets: dict[str, dict[str, Any]] = {}
-    with_data: list[str] = []
-    with CogAssembler(scene.grid, _mask_profile(run)) as assembler:
-        for uri, (header, blocks) in zip(uris, _parts(plan, uris), strict=True):
-            classes += np.asarray(header["classes"])
-            counted += [header["seams"]] if "seams" in header else []
-            precisions |= {header["precision"]} if "precision" in header else set()
-            light += np.asarray(header.get("light", 0), np.int64)
-            unsure += np.asarray(header.get("uncertainty", 0), np.int64)
-            if any(header["classes"]):
-                with_data.append(uri)
-            assembler.add(blocks)
-        assembler.make_overviews(plan.window)
-        thumbnail = _png(assembler.top_pixels()[0], run)
-        looked = _look(run, plan, classes.tolist(), sum_seams(counted) if run.is_blended else None, light)
+    with raster_in_the_making(run, plan, mask, num_bytes[mask.layer]) as made:
+        for part_sums in collect(run, plan, mask, windows, into=made, deal=deal):
+            sums.add(part_sums)
+        thumbnail = _png(made.top_pixels()[0], run)
+        looked = _look(run, plan, sums)
         if looked.is_held:
             return _hold(run, plan, looked, thumbnail)
-        assets["mask"] = _put(run, plan, "mask", "tif", assembler.finish(), "Class of each pixel")
-    for layer in _further_layers(run):
-        with CogAssembler(scene.grid, layer.profile) as assembler:
-            for _, blocks in _parts(plan, [f"{uri}.{layer.name}" for uri in with_data]):
-                assembler.add(blocks)
-            assembler.make_overviews(plan.window)
-            assets[layer.name] = _put(run, plan, layer.name, "tif", assembler.finish(), layer.title)
-    assets["thumbnail"] = _put(run, plan, "thumbnail", "png", thumbnail, "The mask in its colours, small")
+        assets[mask.key] = _put(run, plan, mask.key, made.finish(), mask.title, deal=deal)
+    for raster in further_rasters(run):
+        with raster_in_the_making(run, plan, raster, num_bytes[raster.layer]) as made:
+            for _ in collect(run, plan, raster, sums.with_data, into=made, deal=deal):
+                pass
+            assets[raster.key] = _put(run, plan, raster.key, made.finish(), raster.title, deal=deal)
+    assets["thumbnail"] = _put(run, plan, "thumbnail", thumbnail, "The mask in its colours, small", deal=deal)
     body = make_item(
         run,
         plan,
         classes=looked.classes,
-        unsure=unsure.tolist(),
+        unsure=sums.unsure.tolist(),
         seams=looked.seams,
         novelty=looked.novelty,
-        precisions=sorted(precisions),
+        precisions=sorted(sums.precisions),
         assets=assets,
     )
     version = _commit(run, plan, body)
@@ -250,13 +254,12 @@ class _Looked:
         }
 
 
-def _look(
-    run: RunSpec, plan: ScenePlan, classes: list[int], seams: Seams | None, light: npt.NDArray[np.int64]
-) -> _Looked:
-    scene_id, guard = plan.scene.id, run.guard
+def _look(run: RunSpec, plan: ScenePlan, sums: SceneSums) -> _Looked:
+    scene_id, guard, classes = plan.scene.id, run.guard, sums.classes.tolist()
+    seams = sums.seams if run.is_blended else None
     judged = not run.is_released(plan)
     seam_sentence = held_back(scene_id, seams.score, run.config.max_seam_score) if seams and judged else ""
-    newness = novelty(light, run.description.light)
+    newness = novelty(sums.light, run.description.light)
     named = {one.name: count for one, count in zip(run.description.classes, classes, strict=True)}
     objections = guard.objections(scene_id, named, newness, plan.before) if guard and judged else []
     objection = f"{scene_id}: {'; '.join(objections)}" if objections else ""
@@ -282,31 +285,22 @@ def _tidy(run: RunSpec, scene_id: str) -> None:
         delete_parts(run, scene_id)
 
 
-def _parts(plan: ScenePlan, uris: list[str]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-    try:
-        for uri, data in zip(uris, store.in_parallel(store.read, uris), strict=True):
-            try:
-                yield unpack_blocks(data)
-            except (ValueError, KeyError, IndexError) as error:
-                store.delete([uri])
-                raise StoreError(
-                    f"{plan.scene.id}: the part {store.redact(uri)} is damaged; run again to redo it"
-                ) from error
-    except store.ObjectMissingError as error:
-        raise StoreError(f"{plan.scene.id}: a window's part is missing; run again to redo it ({error})") from error
-
-
-def _put(run: RunSpec, plan: ScenePlan, kind: str, suffix: str, file: CogFile | bytes, title: str) -> dict[str, Any]:
+def _put(
+    run: RunSpec, plan: ScenePlan, kind: str, file: CogFile | SplicedFile | bytes, title: str, *, deal: Deal
+) -> dict[str, Any]:
     """Put a file under a name made from its content, unless it is there, and check that the store holds all of it."""
-    if isinstance(file, CogFile):
-        size, sha256 = file.size, file.sha256
+    if isinstance(file, bytes):
+        size, sums, suffix = len(file), {"sha256": hashlib.sha256(file).hexdigest()}, "png"
     else:
-        size, sha256 = len(file), hashlib.sha256(file).hexdigest()
-    name = f"{kind}-{sha256[:16]}.{suffix}"
+        size, sums, suffix = file.size, file.sums(), "tif"
+    (named_by,) = sums.values()
+    name = f"{kind}-{named_by[:16]}.{suffix}"
     uri = store.join(run.out, plan.scene.id, name)
     if not (store.exists(uri) and store.head(uri).size == size):
         if isinstance(file, bytes):
             store.write(uri, file)
+        elif isinstance(file, SplicedFile):
+            file.write(uri, staging_uri(run, plan, name), deal)
         elif size <= _ONE_PUT:
             store.write(uri, b"".join(file.chunks()))
         else:
@@ -314,7 +308,7 @@ def _put(run: RunSpec, plan: ScenePlan, kind: str, suffix: str, file: CogFile | 
     stored = store.head(uri).size
     if stored != size:
         raise StoreError(f"{plan.scene.id}: {store.redact(uri)} should have {size} bytes, the store holds {stored}")
-    return {"name": name, "size": size, "sha256": sha256, "title": title}
+    return {"name": name, "size": size, **sums, "title": title}
 
 
 def _commit(run: RunSpec, plan: ScenePlan, body: bytes) -> store.Version:
@@ -334,34 +328,6 @@ def _conflict(plan: ScenePlan) -> ConflictError:
         f"{plan.scene.id}: another run has published or removed this scene in the meantime; what it left stays, this mask is "
         "not published"
     )
-
-
-def _mask_profile(run: RunSpec) -> CogProfile:
-    named = run.description.classes
-    tags = [(f"CLASS_{value}", one.name) for value, one in enumerate(named)] + [(f"CLASS_{NODATA}", "nodata")]
-    return CogProfile(
-        num_bands=1, colors=tuple(one.color for one in named), tags=tuple(tags), band_names=("class",), scale=None
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """What is published beside the mask: its name, what the file says of itself, a title for people."""
-
-    name: str
-    profile: CogProfile
-    title: str
-
-
-def _further_layers(run: RunSpec) -> Iterator[_Layer]:
-    config = run.config
-    if config.probabilities:
-        names = tuple(one.name for one in run.description.classes)
-        profile = CogProfile(num_bands=len(names), colors=None, tags=(), band_names=names, scale=1 / 254)
-        yield _Layer("probabilities", profile, "Probability of each class in steps of 1/254")
-    if config.uncertainty:
-        profile = CogProfile(num_bands=1, colors=None, tags=(), band_names=(config.uncertainty,), scale=1 / 254)
-        yield _Layer("uncertainty", profile, f"{UNCERTAINTIES[config.uncertainty]}, in steps of 1/254")
 
 
 def _png(codes: npt.NDArray[np.uint8], run: RunSpec) -> bytes:

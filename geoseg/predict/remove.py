@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection
 
 from geoseg.predict.output import Output
+from geoseg.predict.parts import remove_parts
 from geoseg.raster import store
 
 _ASSET = re.compile(
@@ -26,7 +27,8 @@ def remove_scene(output: Output, scene_id: str, check: Callable[[], None]) -> No
     beside = sorted(
         output.beside.get(scene_id, ()), key=lambda uri: not uri.endswith(".json")
     )  # vectors.json before its files
-    store.delete([*beside, *output.parts.get(scene_id, ())])
+    store.delete(beside)
+    remove_parts(output.parts.get(scene_id, ()))
 
 
 def half_removed(output: Output, wanted: Collection[str]) -> list[str]:

@@ -46,6 +46,7 @@ _MEDIA = {
     "thumbnail": (pystac.MediaType.PNG, ["thumbnail"]),
     "uncertainty": (pystac.MediaType.COG, ["data", "uncertainty"]),
 }
+BLOCKS_SUM = "geoseg:blocks_sha256"
 _BRIEF = 0.005  # of a footprint's extent: more than its edges bend in longitude and latitude
 
 
@@ -60,7 +61,9 @@ def make_item(
     precisions: Sequence[str],
     assets: dict[str, dict[str, Any]],
 ) -> bytes:
-    """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and SHA-256 of each published file.
+    """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and ``sha256`` of each published file.
+
+    A large file has ``blocks_sha256`` instead (see ``geoseg.raster.cog.blocks_sum``).
 
     ``unsure`` are the sums of the uncertainty, in steps of 1/254, over the pixels of each class.
 
@@ -118,6 +121,14 @@ def make_item(
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
+def content_sum(asset: dict[str, Any]) -> str:
+    """What an asset of ours is named by (hex): the SHA-256 of its bytes, or of a large one that over its blocks.
+
+    Raises KeyError when it has neither.
+    """
+    return str(asset[BLOCKS_SUM] if BLOCKS_SUM in asset else asset["file:checksum"]).removeprefix("1220")
+
+
 def _beside_the_scene(run: RunSpec, plan: ScenePlan) -> dict[str, Any]:
     """The versions of what else decided the pixels, where there is any: masks beside scenes, the area of interest."""
     told: dict[str, Any] = {}
@@ -166,7 +177,11 @@ def _add_asset(item: pystac.Item, key: str, told: dict[str, Any], run: RunSpec, 
         asset.description = "0 where the network is sure, 1 where it might as well guess"
     item.add_asset(key, asset)
     file = FileExtension.ext(asset, add_if_missing=True)
-    file.apply(size=told["size"], checksum="1220" + told["sha256"])
+    if "sha256" in told:
+        file.apply(size=told["size"], checksum="1220" + told["sha256"])
+    else:
+        file.apply(size=told["size"])
+        asset.extra_fields[BLOCKS_SUM] = told["blocks_sha256"]
     if key == "thumbnail":
         return
     named = run.description.classes

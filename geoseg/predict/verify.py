@@ -12,12 +12,15 @@ from pystac import STACObjectType
 from pystac.errors import STACError, STACValidationError
 from pystac.validation import validate_dict
 
-from geoseg.errors import AccessDeniedError, GeosegError, NothingReadableError
+from geoseg.errors import AccessDeniedError, GeosegError, NotGeoTiffError, NothingReadableError, SceneReadError
 from geoseg.predict.collection import COLLECTION_NAME, read_collection
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.publish import ITEM_NAME, VECTORS_NAME
+from geoseg.predict.stac import BLOCKS_SUM, content_sum
 from geoseg.raster import store
+from geoseg.raster.cog import read_blocks_sum
 from geoseg.raster.geotiff import GeoTiff
+from geoseg.raster.tiff import Fetch
 
 _PIECE = 8 << 20
 
@@ -99,8 +102,8 @@ class _Checked:
         """Whether vectors are of the mask that stands; a folder's item comes before its vectors."""
         folder = uri.rpartition("/")[0]
         if uri.endswith(f"/{ITEM_NAME}"):
-            self._masks[folder] = str(document["assets"]["mask"]["file:checksum"])
-        elif uri.endswith(f"/{VECTORS_NAME}") and self._masks.get(folder) != "1220" + str(
+            self._masks[folder] = content_sum(document["assets"]["mask"])
+        elif uri.endswith(f"/{VECTORS_NAME}") and self._masks.get(folder) != str(
             document["properties"]["geoseg:mask_sha256"]
         ):
             self.faults.append(
@@ -148,12 +151,24 @@ def file_fault(href: str, asset: dict[str, Any]) -> tuple[str, store.ObjectInfo]
     info = store.head(href)
     if info.size != asset["file:size"]:
         return f"has {info.size} bytes, the item says {asset['file:size']}", info
-    digest = hashlib.sha256()
-    for start in range(0, info.size, _PIECE):
-        digest.update(store.read_ranges(href, [(start, min(info.size, start + _PIECE))], etag=info.etag)[0])
-    if "1220" + digest.hexdigest() != asset["file:checksum"]:
+
+    def fetch(start: int, end: int) -> bytes:
+        return store.read_ranges(href, [(start, end)], etag=info.etag)[0]
+
+    try:
+        came = read_blocks_sum(fetch, info.size) if BLOCKS_SUM in asset else _sha256(fetch, info.size)
+    except (NotGeoTiffError, SceneReadError) as error:
+        return f"the object was damaged or changed: {error}", info
+    if came != content_sum(asset):
         return "its SHA-256 is not the item's: the object was damaged or changed", info
     return "", info
+
+
+def _sha256(fetch: Fetch, size: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, size, _PIECE):
+        digest.update(fetch(start, min(size, start + _PIECE)))
+    return digest.hexdigest()
 
 
 def _raster_faults(href: str, info: store.ObjectInfo, properties: dict[str, Any]) -> Iterator[str]:

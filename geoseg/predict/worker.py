@@ -172,9 +172,9 @@ class Worker:
             raise SceneReadError(f"{plan.scene.id}: the network answered with numbers that are not finite at {window}")
         num_classes = len(self.run_spec.description.classes)
         classes = count_classes(mask, num_classes) if mask is not None else [0] * num_classes
-        uri = part_uri(self.run_spec, plan, window)
         for name, pixels in made.layers.items():
-            store.write(f"{uri}.{name}", pack_blocks({}, encode_window(pixels, window, plan.window)))
+            uri = part_uri(self.run_spec, plan, window, name)
+            store.write(uri, pack_blocks({}, encode_window(pixels, window, plan.window)))
         blocks = encode_window(mask[None], window, plan.window) if mask is not None else []
         told: dict[str, Any] = {"classes": classes}
         if read.around is not None:
@@ -189,7 +189,7 @@ class Worker:
                 read.around, read.valid, plan.stitching, window, description, self.run_spec.config.scale
             )
             told["light"] = light.tolist()
-        store.write(uri, pack_blocks(told, blocks))
+        store.write(part_uri(self.run_spec, plan, window), pack_blocks(told, blocks))
         return sum(classes)
 
     def close(self) -> None:

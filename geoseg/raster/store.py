@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -227,8 +227,11 @@ def _locate(uri: str) -> tuple[Any, str]:
         )
     if scheme == "memory":
         return _memory(bucket), key
-    environment = tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_"))))
-    return _bucket(scheme, bucket, environment), key
+    return _bucket(scheme, bucket, _environment()), key
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_"))))
 
 
 def _object(uri: str) -> tuple[Any, str]:
@@ -270,13 +273,19 @@ _KINDS: tuple[tuple[tuple[type[Exception], ...], type[GeosegError], str], ...] =
 
 def _as_ours(error: Exception, name: str, action: str, denied: type[GeosegError]) -> GeosegError:
     text = str(error).strip()
-    told = re.search(r"<Code>(\w+)</Code>", text)
-    code = told[1] if told else ""
+    told = re.search(r"<Code>(\w+)</Code>|An error occurred \((\w+)\)", text)
+    code = (told[1] or told[2]) if told else ""
     if code == "NoSuchBucket":
         return ConfigError(f"{name}: there is no such bucket")
+    if code == "NoSuchUpload":
+        return ObjectMissingError(f"{name}: there is no such upload any more")
     if code in _WRONG_KEY:
         return AccessDeniedError(f"{name}: {_NO_ACCESS} ({code})")
-    if isinstance(error, (PermissionError, failures.PermissionDeniedError)) or "403 Forbidden" in text:
+    if (
+        isinstance(error, (PermissionError, failures.PermissionDeniedError))
+        or code == "AccessDenied"
+        or "403 Forbidden" in text
+    ):
         return denied(f"{name}: {_NO_ACCESS}" + (f" ({code})" if code else ""))
     for kinds, ours, sentence in _KINDS:
         if isinstance(error, kinds):
@@ -345,27 +354,46 @@ def walk(uri: str) -> Iterator[ObjectInfo]:
 
 
 def _walk_bucket(uri: str) -> Iterator[ObjectInfo]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
     _, bucket, prefix = _split(uri)
     prefix = prefix.rstrip("/") + "/" if prefix else ""
-    try:
-        for page in _boto3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+    with speaking_to_s3(uri, "listing") as client:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for told in page.get("Contents", []):
                 version = Version(told["ETag"])
                 name = f"s3://{bucket}/{told['Key']}"
                 yield ObjectInfo(name, told["Size"], told["ETag"].strip('"'), told["LastModified"], version)
+
+
+@contextmanager
+def speaking_to_s3(uri: str, action: str) -> Iterator[Any]:
+    """boto3's client of S3, for what obstore does not do, with its errors turned into ours; ``action`` is done with ``uri``.
+
+    Raises ObjectMissingError (of an upload too), AccessDeniedError, ConfigError for a bucket that is not there, StoreError.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield _s3_client(os.getpid(), _environment())
     except (BotoCoreError, ClientError) as error:
-        raise StoreError(f"{redact(uri)}: the store failed on listing: {redact(str(error))}") from error
+        raise _as_ours(error, redact(uri), action, AccessDeniedError) from error
 
 
-def _boto3_client() -> Any:
+@lru_cache(maxsize=4)
+def _s3_client(_pid: int, _environment: tuple[tuple[str, str], ...]) -> Any:
+    """One for each process: after a fork two would talk over one connection."""
     import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
 
     session = boto3.Session()
-    config = Config(s3={"addressing_style": "path"}, signature_version=UNSIGNED if _is_unsigned() else None)
+    config = Config(
+        s3={"addressing_style": "path"},
+        signature_version=UNSIGNED if _is_unsigned() else None,
+        connect_timeout=10,
+        read_timeout=60,
+        retries={"mode": "standard", "total_max_attempts": 9},
+        request_checksum_calculation="when_required",  # else each sum would have to be kept until the end of an upload
+    )
     return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
 
 
@@ -441,6 +469,14 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, etag: str | None
     return list(_readers().map(fetch, ranges))
 
 
+def read_start(uri: str, num_bytes: int) -> tuple[bytes, int]:
+    """The first ``num_bytes`` of an object, or all when it has no more, and its size. Raises as ``head`` does."""
+    store, key = _object(uri)
+    with _speaking_of(uri, "reading", denied=SceneDeniedError):
+        answer = obstore.get(store, key, options={"range": (0, num_bytes)})
+        return bytes(answer.bytes()), int(answer.meta["size"])
+
+
 def _fetch(uri: str, options: Any) -> bytes:
     store, key = _object(uri)
     with _speaking_of(uri, "reading", denied=SceneDeniedError):
@@ -494,8 +530,5 @@ def write_stream(uri: str, chunks: Iterable[bytes]) -> None:
 def delete(uris: Sequence[str]) -> None:
     """Remove objects; one that is gone already is no error."""
     for uri in uris:
-        try:
-            with _speaking_of(uri, "deleting"):
-                obstore.delete(*_object(uri))
-        except ObjectMissingError:
-            continue
+        with suppress(ObjectMissingError), _speaking_of(uri, "deleting"):
+            obstore.delete(*_object(uri))

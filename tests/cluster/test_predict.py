@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from kit import small_pieces
 from kit.oracle import digests, published_mask, seeded_bundle, whole_mask, write_scene
 
 import geoseg
@@ -19,6 +20,7 @@ from geoseg.cluster.rows import pack_pixels, unpack_pixels
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.reading import WindowPixels
 from geoseg.predict.turns import Turn, take_turns
+from geoseg.raster import cog
 from geoseg.raster.raster import Raster
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.synthetic import synthetic_image
@@ -46,16 +48,24 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def local(scenes: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("local")
-    geoseg.predict(str(scenes), str(out), bundle=str(bundle), engine="local", window=512)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cog, "PIECE_BYTES", small_pieces.PIECE_BYTES)
+        geoseg.predict(str(scenes), str(out), bundle=str(bundle), engine="local", window=512)
     return digests(out)
 
 
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes that write pieces of files leave their ids."""
+    return tmp_path_factory.mktemp("notes")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def private_ray(tmp_path_factory: pytest.TempPathFactory):
-    """A Ray of our own for the module; the runs below find it there and use it."""
+def private_ray(notes: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A Ray of our own for the module; the runs below find it there and use it. Files above 8000 bytes are made in pieces."""
     ray.init(
         address="local", num_cpus=6, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
-        _temp_dir=str(tmp_path_factory.mktemp("ray")),
+        _temp_dir=str(tmp_path_factory.mktemp("ray")), runtime_env=small_pieces.runtime_env(notes),
     )  # fmt: skip
     yield
     ray.shutdown()
@@ -63,8 +73,10 @@ def private_ray(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize(("workers", "read"), [(1, "actor"), (2, "actor"), (4, "actor"), (2, "tasks")])
 def test_objects_are_those_of_the_plain_loop(
-    workers: int, read: str, scenes: Path, bundle: Path, local: dict[str, str], tmp_path: Path
+    workers: int, read: str, scenes: Path, bundle: Path, local: dict[str, str], notes: Path, tmp_path: Path
 ) -> None:
+    for note in notes.iterdir():
+        note.unlink()
     report = geoseg.predict(
         str(scenes), str(tmp_path), bundle=str(bundle), engine="ray", workers=workers, read=read, window=512
     )
@@ -77,6 +89,7 @@ def test_objects_are_those_of_the_plain_loop(
     assert report.exit_code == 1
     assert digests(tmp_path) == local
     assert len(local) == 9
+    assert len([*notes.iterdir()]) > 1, "the one process that publishes is not to write all pieces itself"
     assert not list((tmp_path / "_geoseg").rglob("r*c*")), "the parts of published scenes are removed"
 
 

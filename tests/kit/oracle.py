@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import torch
-from rasterio.crs import CRS
 
 from geoseg.config import PredictConfig
 from geoseg.model.bundle import Bundle
@@ -20,9 +19,8 @@ from geoseg.model.precision import DTYPES, natural_precision
 from geoseg.model.variants import build
 from geoseg.predict.bundles import save_bundle
 from geoseg.predict.predictor import network_to_run
+from kit.cogs import AFFINE, UTM
 
-UTM = CRS.from_epsg(25832)
-AFFINE = rasterio.Affine(0.6, 0, 350_000.3, 0, -0.6, 5_600_000.7)
 CLASSES = (
     ClassName(name="background", color=(0, 0, 0)),
     ClassName(name="building", color=(230, 85, 60)),

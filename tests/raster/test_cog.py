@@ -8,37 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import rasterio
-from kit.oracle import AFFINE, UTM
+from kit.cogs import AFFINE, UTM, blobs, grid, profile
 from rio_cogeo import cog_validate
 
 from geoseg.raster import cog
-from geoseg.raster.cog import CogAssembler, CogProfile, encode_window, level_sizes, pack_blocks, unpack_blocks
-from geoseg.raster.grid import Grid
+from geoseg.raster.cog import CogAssembler, encode_window, level_sizes, pack_blocks, unpack_blocks
 from geoseg.raster.window import plan_windows
-
-COLORS = ((0, 0, 0), (230, 85, 60), (250, 200, 60))
-
-
-def profile(num_bands: int) -> CogProfile:
-    return CogProfile(
-        num_bands=num_bands,
-        colors=COLORS if num_bands == 1 else None,
-        tags=(("CLASS_0", "background"),) if num_bands == 1 else (),
-        band_names=tuple(f"class {band}" for band in range(num_bands)),
-        scale=None if num_bands == 1 else 1 / 254,
-    )
-
-
-def grid(height: int, width: int) -> Grid:
-    return Grid(UTM.to_wkt(), tuple(AFFINE)[:6], height, width)
-
-
-def blobs(num_bands: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Class codes in patches, the upper left third without data."""
-    coarse = np.random.default_rng(0).integers(0, 3, (num_bands, height // 64 + 1, width // 64 + 1), dtype=np.uint8)
-    pixels = coarse.repeat(64, 1).repeat(64, 2)[:, :height, :width].copy()
-    pixels[:, : height // 2, : width // 3] = 255
-    return pixels
 
 
 def assemble(pixels: npt.NDArray[np.uint8], size: int, path: Path, *, backwards: bool = False) -> bytes:
