@@ -302,7 +302,6 @@ def ray_data(task: Task, begin: _Begin) -> dict[str, Any]:
         profile, mask_hw = scene.profile, np.zeros(scene.shape, np.uint8)
     places = [{"row": row, "col": col} for row, col in windows(mask_hw.shape, task.window, task.overlap)]
     with tempfile.TemporaryDirectory(prefix="ways-ray-") as folder:
-        os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
         ray.init(
             address="local",
             num_cpus=task.cores + 2,  # the actors hold one each, and windows have to be read besides

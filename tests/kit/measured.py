@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,19 +42,21 @@ def peak_bytes() -> int:
 
 
 def run_measured(command: Sequence[str], *, environment: Mapping[str, str]) -> tuple[str, Cost]:
-    """Run a program to its end: its standard output, and its cost. Raises CalledProcessError when it fails."""
+    """Run a program to its end: its standard output and its cost. Shows its errors and raises CalledProcessError when it fails."""
     before = _cpu_of_ended()
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, env=dict(environment), stdout=out)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=dict(environment), stdout=out, stderr=errors)
         tree = _Tree(process.pid)
         status = process.wait()
         wall_s = time.perf_counter() - start
         cpu_s, peak = tree.end()
         out.seek(0)
         told = out.read()
-    if status:
-        raise subprocess.CalledProcessError(status, command, told)
+        if status:
+            errors.seek(0)
+            sys.stderr.write(errors.read())
+            raise subprocess.CalledProcessError(status, command, told)
     return told, Cost(wall_s=wall_s, cpu_s=max(cpu_s, _cpu_of_ended() - before), peak_bytes=peak)
 
 
