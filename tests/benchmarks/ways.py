@@ -348,6 +348,9 @@ def geoseg(task: Task, begin: _Begin) -> dict[str, Any]:
     from geoseg.config import load_job
     from geoseg.run import run_job
 
+    if task.cluster.get("engine") == "ray":
+        import geoseg.cluster.predict  # noqa: F401 - else imported once it has begun
+
     told = {"predict": dict(task.predict), "cluster": dict(task.cluster)}
     job = load_job(None, {"scenes": [task.scene], "out": task.out, "bundle": task.bundle, **told})
     begin()
