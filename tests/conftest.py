@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kit.object_store import ObjectStore, is_installed
+from kit.object_store import ObjectStore, is_installed, running_store
 
 # They would win over, or fail beside, the key and the endpoint that a test sets.
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
@@ -34,12 +34,8 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
     """Yield a real S3 server, empty at first, for all tests of the session; a test that ends it starts it again."""
     if not is_installed():
         pytest.skip("a real S3 server is not installed; get it with: infra/object-store.sh install")
-    store = ObjectStore.on_free_ports(tmp_path_factory.mktemp("object-store") / "store")
-    try:
-        store.start()
+    with running_store(tmp_path_factory.mktemp("object-store") / "store") as store:
         yield store
-    finally:
-        store.wipe()
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.schedule import CLASSES, FULL, LABELS, with_overviews
-from kit.object_store import ObjectStore, is_installed
+from kit.object_store import is_installed, running_store
 
 from geoseg.config import check
 from geoseg.raster import geotiff, tiff
@@ -112,44 +112,39 @@ def epoch(plan: TrainPlan, number: int, *, threads: int) -> tuple[int, float]:
 
 def bytes_of_an_epoch(scenes: Path, folder: Path) -> None:
     """Print the first table."""
-    store = ObjectStore.on_free_ports(folder / "store")
-    try:
-        store.start()
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in store.environment().items():
-                patch.setenv(name, value)
-            client = boto3.client("s3")
-            client.create_bucket(Bucket=BUCKET)
-            for path in scenes.glob("*.tif"):
-                client.upload_file(str(path), BUCKET, f"scenes/{path.name}")
-            print("pixel m  chips  MB fetched  MB of blocks under them  fetched/needed  of full resolution")
-            whole = None
-            for resolution_m in (0.6, 1.2, 2.4):
-                stage = {
-                    **FULL,
-                    "chip": 128,
-                    "batch": 4,
-                    "resolution_m": resolution_m,
-                    "epochs": 1.0,
-                    "warmup_steps": 0,
-                }
-                plan = prepare(
-                    job(f"s3://{BUCKET}/scenes", f"s3://{BUCKET}/{resolution_m}", [stage]),
-                    keep_tables=keep_tables_in_threads,
-                ).plan
-                plain = replace(plan.stages[0], augment=plan.stages[0].augment.model_copy(update={"scale": (1.0, 1.0)}))
-                geotiff._DECODED = geotiff._DecodedBlocks(0)  # what counting the index has decoded is forgotten
-                with counted() as fetched, touched() as blocks:
-                    num, _ = epoch(replace(plan, stages=(plain,)), 0, threads=2)
-                need = sum(blocks.values())
-                whole = whole or fetched[0]
-                print(
-                    f"{resolution_m:7.1f} {num:6} {fetched[0] / 1e6:11.1f} {need / 1e6:24.1f} {fetched[0] / need:15.2f} "
-                    f"{fetched[0] / whole:19.3f}",
-                    flush=True,
-                )
-    finally:
-        store.wipe()
+    with running_store(folder / "store") as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment().items():
+            patch.setenv(name, value)
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=BUCKET)
+        for path in scenes.glob("*.tif"):
+            client.upload_file(str(path), BUCKET, f"scenes/{path.name}")
+        print("pixel m  chips  MB fetched  MB of blocks under them  fetched/needed  of full resolution")
+        whole = None
+        for resolution_m in (0.6, 1.2, 2.4):
+            stage = {
+                **FULL,
+                "chip": 128,
+                "batch": 4,
+                "resolution_m": resolution_m,
+                "epochs": 1.0,
+                "warmup_steps": 0,
+            }
+            plan = prepare(
+                job(f"s3://{BUCKET}/scenes", f"s3://{BUCKET}/{resolution_m}", [stage]),
+                keep_tables=keep_tables_in_threads,
+            ).plan
+            plain = replace(plan.stages[0], augment=plan.stages[0].augment.model_copy(update={"scale": (1.0, 1.0)}))
+            geotiff._DECODED = geotiff._DecodedBlocks(0)  # what counting the index has decoded is forgotten
+            with counted() as fetched, touched() as blocks:
+                num, _ = epoch(replace(plan, stages=(plain,)), 0, threads=2)
+            need = sum(blocks.values())
+            whole = whole or fetched[0]
+            print(
+                f"{resolution_m:7.1f} {num:6} {fetched[0] / 1e6:11.1f} {need / 1e6:24.1f} {fetched[0] / need:15.2f} "
+                f"{fetched[0] / whole:19.3f}",
+                flush=True,
+            )
 
 
 def in_time(scenes: Path, folder: Path, *, steps: int) -> None:

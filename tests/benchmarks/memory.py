@@ -17,16 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from kit.measured import peak_bytes
+
 MIB = 2**20
 SPARSE = 400_000
-
-
-def peak_bytes() -> int:
-    """Peak of resident memory of this process (VmHWM)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise OSError("this system does not tell a process's peak memory")
 
 
 def one(side: int, folder: Path) -> None:

@@ -17,10 +17,10 @@ from geoseg.model.description import BundleDescription, OutsideVariant
 from geoseg.model.outside import build_outside, measured
 from geoseg.predict.bundles import save_bundle
 from kit.oracle import CLASSES
+from kit.vision_operators import declare_vision_operators
 
 STAND_IN = Path(__file__).parent / "stand_in"
 _NAMES = ("segmentation_models_pytorch", "timm", "torchvision")
-_DECLARED: list[Any] = []
 
 
 @contextmanager
@@ -32,20 +32,12 @@ def stand_in() -> Iterator[None]:
 
 @contextmanager
 def real_encoders() -> Iterator[None]:
-    """Within the block the real library is imported, also within that of a stand-in; skips where it is not installed.
-
-    torchvision's wheels are built for torch with CUDA and do not import beside torch for the CPU; they miss two operators,
-    which no encoder uses and which are declared here.
-    """
+    """Within the block the real library is imported, also within that of a stand-in; skips where it is not installed."""
     with _imported_from([folder for folder in sys.path if folder != str(STAND_IN)]):
         missing = [name for name in _NAMES if importlib.util.find_spec(name) is None]
         if missing:
             pytest.skip(f"{missing[0]} is not installed; get it with: pip install 'geoseg[encoders]'")
-        if not _DECLARED:
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _DECLARED.append(library)  # it takes its operators along when it goes
+        declare_vision_operators()
         yield
 
 

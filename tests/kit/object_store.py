@@ -118,6 +118,17 @@ class ObjectStore:
             raise ServerError(f"{SCRIPT.name} {command} ended with status {done.returncode}: {done.stderr.strip()}")
 
 
+@contextlib.contextmanager
+def running_store(directory: Path) -> Iterator[ObjectStore]:
+    """Run the real server, empty at first, with its objects in ``directory``, for the length of the block; then all is wiped."""
+    store = ObjectStore.on_free_ports(directory)
+    try:
+        store.start()
+        yield store
+    finally:
+        store.wipe()
+
+
 def is_installed() -> bool:
     """Return whether the programs of the real server are on this machine."""
     return all(shutil.which(program) for program in ("ceph-mon", "ceph-osd", "radosgw"))
