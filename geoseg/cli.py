@@ -125,6 +125,8 @@ def _how_to_read(command: Any) -> Any:
 @click.option("--max-seam-score", type=float, help="Do not publish a scene whose blended tiles show more than this.")
 @click.option("--probabilities", is_flag=True, default=None, help="Also publish the probability of each class.")
 @click.option("--uncertainty", type=click.Choice(["entropy", "margin"]), help="Also publish how unsure each pixel is.")
+@click.option("--coarse", type=int, help="Look at the scene at 1/2, 1/4 or 1/8 first: full resolution where it pays.")
+@click.option("--coarse-threshold", type=float, help="Probability from which on it does.  [default: 0.05]")
 @click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
 @click.option("--batch", type=int, help="Windows per forward pass.")
 @click.option("--workers", type=int, help="Workers of the cluster.")

@@ -181,6 +181,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
     counted: list[list[int]] = []
     light = np.zeros((NUM_MEASURES, len(run.description.bands), NUM_STEPS), np.int64)
     unsure = np.zeros_like(classes)
+    num_fine = 0
     assets: dict[str, dict[str, Any]] = {}
     with_data: list[str] = []
     with CogAssembler(scene.grid, _mask_profile(run)) as assembler:
@@ -189,6 +190,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
             counted += [header["seams"]] if "seams" in header else []
             light += np.asarray(header.get("light", 0), np.int64)
             unsure += np.asarray(header.get("uncertainty", 0), np.int64)
+            num_fine += header.get("fine", 0)
             if any(header["classes"]):
                 with_data.append(uri)
             assembler.add(blocks)
@@ -212,6 +214,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
         unsure=unsure.tolist(),
         seams=looked.seams,
         novelty=looked.novelty,
+        num_fine=num_fine,
         assets=assets,
     )
     version = _commit(run, plan, body)
