@@ -20,8 +20,8 @@ from geoseg.raster.window import Window
 from geoseg.raster.work import Box
 
 CELL = 256
+STRIP_ROWS = 64  # of the coarse grid, read at once
 _CLOSE = 4  # pixels of the coarse grid around a cell; one would do for interpolation
-_STRIP_ROWS = 64
 _T = TypeVar("_T", bound=np.generic)
 
 
@@ -43,8 +43,8 @@ class CoarsePass(Stitching):
         """See ``Stitching``. Without overviews it is many more pixels that are read, and so they come in strips."""
         around = core.grown(self.margin)
         strips = [
-            self.read(reader, Window(around.col_off, row, around.width, min(_STRIP_ROWS, around.row_end - row)), bands)
-            for row in range(around.row_off, around.row_end, _STRIP_ROWS)
+            self.read(reader, Window(around.col_off, row, around.width, min(STRIP_ROWS, around.row_end - row)), bands)
+            for row in range(around.row_off, around.row_end, STRIP_ROWS)
         ]
         return Raster(
             np.concatenate([strip.pixels for strip in strips], axis=1),

@@ -35,7 +35,8 @@ class Published:
     """A scene whose item stands: its URI and version, the mask's URI, and pixel counts by class.
 
     ``seam_score`` and ``blend_error`` (see ``geoseg.predict.seams``) are those of a network that is blended, ``novelty`` (see
-    ``geoseg.model.light``) is that of a bundle which knows the light of its training. ``is_released``: it was held
+    ``geoseg.model.light``) is that of a bundle which knows the light of its training, ``fine_share`` that of the pixels which
+    were seen at full resolution after a coarse pass. ``is_released``: it was held
     back until somebody had looked at it. ``remark`` says what looked implausible.
     """
 
@@ -47,6 +48,7 @@ class Published:
     seam_score: float | None = None
     blend_error: float | None = None
     novelty: float | None = None
+    fine_share: float | None = None
     is_released: bool = False
     remark: str = ""
 
@@ -64,6 +66,7 @@ class HeldBack:
     seam_score: float | None = None
     blend_error: float | None = None
     novelty: float | None = None
+    fine_share: float | None = None
 
 
 def item_uri(run: RunSpec, scene_id: str) -> str:
@@ -140,6 +143,7 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
             seam_score=properties.get("geoseg:seam_score"),
             blend_error=properties.get("geoseg:blend_error"),
             novelty=properties.get("geoseg:novelty"),
+            fine_share=properties.get("geoseg:fine_share"),
             is_released=bool(properties.get("geoseg:released")),
         ),
         classes=tuple(classes),
@@ -196,7 +200,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
             assembler.add(blocks)
         assembler.make_overviews(plan.window)
         thumbnail = _png(assembler.top_pixels()[0], run)
-        looked = _look(run, plan, classes.tolist(), sum_seams(counted) if run.is_blended else None, light)
+        looked = _look(run, plan, classes.tolist(), sum_seams(counted) if run.is_blended else None, light, num_fine)
         if looked.is_held:
             return _hold(run, plan, looked, thumbnail)
         assets["mask"] = _put(run, plan, "mask", "tif", assembler.finish(), "Class of each pixel")
@@ -214,7 +218,7 @@ def publish_scene(run: RunSpec, plan: ScenePlan) -> Published | HeldBack:
         unsure=unsure.tolist(),
         seams=looked.seams,
         novelty=looked.novelty,
-        num_fine=num_fine,
+        fine_share=looked.fine_share,
         assets=assets,
     )
     version = _commit(run, plan, body)
@@ -237,6 +241,7 @@ class _Looked:
     classes: list[int]
     seams: Seams | None
     novelty: float | None
+    fine_share: float | None
     sentence: str
     is_held: bool
 
@@ -247,11 +252,17 @@ class _Looked:
             "seam_score": self.seams.score if self.seams else None,
             "blend_error": self.seams.at_rim if self.seams else None,
             "novelty": self.novelty,
+            "fine_share": self.fine_share,
         }
 
 
 def _look(
-    run: RunSpec, plan: ScenePlan, classes: list[int], seams: Seams | None, light: npt.NDArray[np.int64]
+    run: RunSpec,
+    plan: ScenePlan,
+    classes: list[int],
+    seams: Seams | None,
+    light: npt.NDArray[np.int64],
+    num_fine: int,
 ) -> _Looked:
     scene_id, guard = plan.scene.id, run.guard
     judged = not run.is_released(plan)
@@ -264,6 +275,7 @@ def _look(
         classes=classes,
         seams=seams,
         novelty=newness,
+        fine_share=float(f"{num_fine / max(1, sum(classes)):.6g}") if run.config.coarse else None,
         sentence=seam_sentence or objection,
         is_held=bool(seam_sentence or (objection and guard and guard.limits.hold)),
     )

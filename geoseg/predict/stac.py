@@ -56,7 +56,7 @@ def make_item(
     unsure: list[int],
     seams: Seams | None,
     novelty: float | None,
-    num_fine: int,
+    fine_share: float | None,
     assets: dict[str, dict[str, Any]],
 ) -> bytes:
     """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and SHA-256 of each published file.
@@ -64,7 +64,7 @@ def make_item(
     ``unsure`` are the sums of the uncertainty, in steps of 1/254, over the pixels of each class.
 
     ``seams`` are those of a network that is blended, ``novelty`` that of the scene's light to the bundle (``geoseg.model.light``).
-    ``num_fine``: pixels at full resolution, where a coarse pass decided on it.
+    ``fine_share`` is that of the pixels at full resolution, where a coarse pass decided on it.
 
     The same scene, bundle and settings give the same bytes: no time of processing, no host, no credentials.
     """
@@ -91,7 +91,7 @@ def make_item(
             **_beside_the_scene(run, plan),
             **(_seam_properties(seams) if seams is not None else {}),
             **({"geoseg:novelty": novelty} if novelty is not None else {}),
-            **({"geoseg:fine_share": _share(num_fine, sum(classes))} if run.config.coarse else {}),
+            **({"geoseg:fine_share": fine_share} if fine_share is not None else {}),
             **({"geoseg:uncertainty": _uncertainty(run, classes, unsure)} if run.config.uncertainty else {}),
             **({"geoseg:released": True} if run.is_released(plan) else {}),
         },
@@ -149,10 +149,6 @@ def _uncertainty(run: RunSpec, classes: list[int], unsure: list[int]) -> dict[st
 
 def _mean(total: int, count: int) -> float:
     return float(f"{total / count * _STEP:.6g}")
-
-
-def _share(part: int, whole: int) -> float:
-    return float(f"{part / whole:.6g}") if whole else 0.0
 
 
 def _without_nulls(value: Any) -> Any:
