@@ -21,12 +21,15 @@ from geoseg.errors import ConfigError
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.coarse import CELL, cover
 from geoseg.predict.predictor import network_spec
-from geoseg.raster.synthetic import synthetic_image
 
 SHAPE = 1030, 1540
-LIKELY = 0.8  # of what the seeded network finds in patches of a scene, and not on plain ground
+LIKELY = 0.9  # of what the seeded network finds in motley things, and not on plain ground
 CLOSE = 4
 NODATA = 255
+THING = 64
+RING = [
+    (row * CELL + 90, col * CELL + 90) for row, col in itertools.product(range(3), range(3)) if (row, col) != (1, 1)
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +37,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return seeded_bundle(tmp_path_factory.mktemp("bundle"))
 
 
-def plain_ground(*patches: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
-    """Ground of one colour with patches (row, col, height, width) of a town."""
-    pixels = np.full((3, *SHAPE), 110, np.uint8)
-    town = synthetic_image(*SHAPE, seed=3, nodata_fraction=0).pixels_bhw
-    for row, col, height, width in patches:
-        part = slice(row, row + height), slice(col, col + width)
-        pixels[(slice(None), *part)] = town[(slice(None), *part)]
-    pixels[:, -200:, :300] = 0
+def plain_ground(*things: tuple[int, int], shape: tuple[int, int] = SHAPE) -> npt.NDArray[np.uint8]:
+    """Ground of one colour with motley things whose first row and column are given, and a corner without data (0)."""
+    rng = np.random.default_rng(0)
+    pixels = np.full((3, *shape), 110, np.uint8)
+    for row, col in things:
+        motley = np.kron(
+            rng.integers(1, 256, (3, THING // 16, THING // 16), dtype=np.uint8), np.ones((16, 16), np.uint8)
+        )
+        pixels[:, row : row + THING, col : col + THING] = motley
+    pixels[:, -150:, :300] = 0
     return pixels
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Towns of all sizes, without overviews; 0 is nodata."""
-    pixels = plain_ground((40, 60, 120, 150), (300, 700, 300, 420), (760, 1020, 8, 8), (900, 1300, 60, 240))
+    """Things all around a cell, in the corner between four cells, and at an edge of the scene; no overviews."""
+    pixels = plain_ground(*RING, (3 * CELL - 20, 5 * CELL - 30), (SHAPE[0] - THING, 4 * CELL + 70))
     return write_scene(tmp_path_factory.mktemp("scenes") / "scene.tif", pixels, nodata=0)
 
 
@@ -85,8 +90,9 @@ def test_the_mask_is_the_full_one_in_cells_that_deserve_it_and_background_elsewh
     bundle: Path, scene: Path, tmp_path: Path
 ) -> None:
     full, fine = whole_mask(load_bundle(str(bundle)), scene), deserving(bundle, scene)
-    assert 0.1 < fine.mean() < 0.5
-    assert all((full[where] == code).any() for where in (fine, ~fine) for code in (0, 1, 2)), "or it would mean little"
+    assert 0.3 < fine.mean() < 0.7
+    assert len(np.unique(full[fine])) == 3, "the network must tell classes apart for this test to mean anything"
+    assert (full[~fine] == 2).any(), "and to say something elsewhere, too"
     file = predict(scene, tmp_path, bundle, coarse=2, coarse_threshold=LIKELY)
     np.testing.assert_array_equal(published_mask(str(file)), np.where(fine | (full == NODATA), full, 0))
     told = item_of(file)["properties"]
@@ -99,8 +105,8 @@ def test_the_mask_is_the_full_one_in_cells_that_deserve_it_and_background_elsewh
 @pytest.mark.parametrize(
     "settings",
     [
-        {"coarse": 4, "coarse_threshold": 0.7, "probabilities": True, "uncertainty": "entropy"},
-        {"coarse": 2, "coarse_threshold": 0.42, "resolution": 1.3, "flips_and_turns": True},
+        {"coarse": 4, "probabilities": True, "uncertainty": "entropy"},
+        {"coarse": 2, "resolution": 1.3, "flips_and_turns": True},
     ],
     ids=["its own pixels, from overviews", "other pixels"],
 )
@@ -111,18 +117,34 @@ def test_not_a_byte_depends_on_windows(settings: dict[str, Any], bundle: Path, s
         dataset.build_overviews([2, 4], Resampling.average)
     told = []
     for window in (512, 1024, 2048):
-        file = predict(with_overviews, tmp_path / str(window), bundle, window=window, **settings)
+        file = predict(
+            with_overviews, tmp_path / str(window), bundle, window=window, coarse_threshold=LIKELY, **settings
+        )
         told.append(digests(tmp_path / str(window)))
     assert 0.1 < item_of(file)["properties"]["geoseg:fine_share"] < 0.9
     assert told[0] == told[1] == told[2]
 
 
+def test_a_stack_is_looked_at_coarsely_too(tmp_path: Path) -> None:
+    bundle = seeded_bundle(tmp_path / "bundle", name="unet3d", dates=2, depth=1)
+    dates = [plain_ground((300, 400), shape=(400, 600)), plain_ground((300, 400), (40, 60), shape=(400, 600))]
+    for date, pixels in enumerate(dates, 1):
+        write_scene(tmp_path / "in" / f"town_2024010{date}.tif", pixels, nodata=0)
+    told = []
+    for window in (512, 1024):
+        settings = {"stack_by": r"(?P<stack>\w+)_(?P<date>\d{8})", "coarse": 2, "coarse_threshold": 0.6}
+        file = predict(tmp_path / "in", tmp_path / str(window), bundle, window=window, **settings)
+        told.append(digests(tmp_path / str(window)))
+    assert 0.1 < item_of(file)["properties"]["geoseg:fine_share"] < 0.9
+    assert told[0] == told[1]
+
+
 def test_a_small_thing_in_one_cell_is_found_and_that_cell_alone_is_seen_at_full_resolution(
     bundle: Path, tmp_path: Path
 ) -> None:
-    pixels = plain_ground((CELL + 60, 2 * CELL + 90, 90, 90))
+    pixels = plain_ground((CELL + 60, 2 * CELL + 90))
     scene = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
-    file = predict(scene, tmp_path / "out", bundle, coarse=4, coarse_threshold=0.5, probabilities=True)
+    file = predict(scene, tmp_path / "out", bundle, coarse=4, coarse_threshold=LIKELY, probabilities=True)
     full = predict(scene, tmp_path / "full", bundle, probabilities=True)
     mask, truth = published_mask(str(file)), published_mask(str(full))
     cell = slice(CELL, 2 * CELL), slice(2 * CELL, 3 * CELL)
