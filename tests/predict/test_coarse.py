@@ -110,15 +110,23 @@ def test_the_mask_is_the_full_one_in_cells_that_deserve_it_and_background_elsewh
     ],
     ids=["its own pixels, from overviews", "other pixels"],
 )
-def test_not_a_byte_depends_on_windows(settings: dict[str, Any], bundle: Path, scene: Path, tmp_path: Path) -> None:
+def test_not_a_byte_depends_on_windows_and_batches(
+    settings: dict[str, Any], bundle: Path, scene: Path, tmp_path: Path
+) -> None:
     with_overviews = tmp_path / "scene.tif"
     with_overviews.write_bytes(scene.read_bytes())
     with rasterio.open(with_overviews, "r+") as dataset:
         dataset.build_overviews([2, 4], Resampling.average)
     told = []
-    for window in (512, 1024, 2048):
+    for window, batch in ((512, 3), (1024, 1), (2048, 1)):
         file = predict(
-            with_overviews, tmp_path / str(window), bundle, window=window, coarse_threshold=LIKELY, **settings
+            with_overviews,
+            tmp_path / str(window),
+            bundle,
+            window=window,
+            batch=batch,
+            coarse_threshold=LIKELY,
+            **settings,
         )
         told.append(digests(tmp_path / str(window)))
     assert 0.1 < item_of(file)["properties"]["geoseg:fine_share"] < 0.9
