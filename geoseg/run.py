@@ -287,7 +287,7 @@ def _told(found: PlannedWindows) -> str:
     )
     if plan.coarse is not None:
         rows, cols = plan.coarse.work_shape
-        read_at = f"{cols} x {rows} from overview {plan.coarse.level} first, then where it pays on {read_at}"
+        read_at = f"{cols} x {rows} from overview {plan.coarse.level}, then where that sees something on {read_at}"
     return (
         f"{plan.scene.id}: {grid.width} x {grid.height} px of {grid.resolution_m:.3g} m, {found.num} of {plan.num_windows} "
         f"windows of {plan.window} to do, network on {read_at}"
