@@ -129,6 +129,8 @@ def _how_to_read(command: Any) -> Any:
 @click.option(
     "--precision", type=click.Choice(["float32", "bfloat16"]), help="Of the network.  [default: as the device has it]"
 )
+@click.option("--coarse", type=int, help="Look at 1/2, 1/4 or 1/8 of the resolution first, closer where that pays.")
+@click.option("--coarse-threshold", type=float, help="Probability of a class from which on it does.  [default: 0.05]")
 @click.option("--window", type=int, help="Side of a window in pixels: 512, 1024, 2048, 4096 or 8192.")
 @click.option("--batch", type=int, help="Windows per forward pass.")
 @click.option("--workers", type=int, help="Workers of the cluster.")

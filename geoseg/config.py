@@ -46,8 +46,20 @@ def _different(values: tuple[str, ...]) -> tuple[str, ...]:
 
 _Names = Annotated[tuple[str, ...], AfterValidator(_different)]
 _CAME_LATER = frozenset(
-    {"warp_stacks", "prune", "flips_and_turns", "pyramid", "resampling", "tile", "uncertainty", "precision"}
+    {
+        "warp_stacks",
+        "prune",
+        "flips_and_turns",
+        "pyramid",
+        "resampling",
+        "tile",
+        "uncertainty",
+        "precision",
+        "coarse",
+        "coarse_threshold",
+    }
 )
+_COARSE_THRESHOLD = 0.05
 
 
 class Section(BaseModel):
@@ -71,9 +83,11 @@ class PredictConfig(Section):
     outside is run, in pixels of the work grid. ``max_seam_score``: a scene whose tiles disagree more times as often
     at their borders as inside is not published. ``probabilities``: publish those of each class too. ``uncertainty``: publish
     how unsure the network is of each pixel, by the ``entropy`` of the classes' probabilities or the ``margin`` between the
-    two largest. ``precision``: the numbers in which the network computes; each worker takes ``bfloat16`` where its device has
-    arithmetic for it and the network is one of geoseg's, ``float32`` elsewhere, unless it is said here. ``window``: side of a
-    write window in pixels of the scene. ``batch``: windows per forward pass.
+    two largest. ``coarse``: run the network on the scene down-sampled by this factor first, and at full resolution only in and
+    close to the parts where that gives any class but the first a probability of at least ``coarse_threshold``; elsewhere
+    the mask is of the first class. ``precision``: the numbers in which the network computes; each worker takes ``bfloat16``
+    where its device has arithmetic for it and the network is one of geoseg's, ``float32`` elsewhere, unless it is said here.
+    ``window``: side of a write window in pixels of the scene. ``batch``: windows per forward pass.
     """
 
     resolution: Literal["bundle", "native"] | Annotated[FiniteFloat, Field(gt=0)] = "bundle"
@@ -93,6 +107,8 @@ class PredictConfig(Section):
     probabilities: bool = False
     uncertainty: Literal["entropy", "margin"] | None = None
     precision: Literal["float32", "bfloat16"] | None = None
+    coarse: Literal[2, 4, 8] | None = None
+    coarse_threshold: Annotated[FiniteFloat | None, Field(gt=0, lt=1, validate_default=True)] = None
     window: Literal[512, 1024, 2048, 4096, 8192] | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
 
@@ -119,6 +135,14 @@ class PredictConfig(Section):
         if pyramid is None and resampling is not None:
             raise ValueError("resampling has no effect without a pyramid; say its factors too, for example 1,2,4")
         return resampling if pyramid is None else resampling or "bilinear"
+
+    @field_validator("coarse_threshold")
+    @classmethod
+    def _threshold_of_a_coarse_pass(cls, threshold: float | None, info: ValidationInfo) -> float | None:
+        coarse = info.data.get("coarse")
+        if coarse is None and threshold is not None:
+            raise ValueError("coarse_threshold has no effect without a coarse pass; say its factor too, for example 4")
+        return threshold if coarse is None else threshold or _COARSE_THRESHOLD
 
     @field_serializer("nodata", when_used="json")
     def _nodata_in_json(self, nodata: float | None) -> float | str | None:

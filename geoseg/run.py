@@ -18,6 +18,7 @@ from geoseg.model.costs import peak_bytes, shadow_of
 from geoseg.model.network import Network
 from geoseg.predict.bundles import keep_bundle, load_bundle
 from geoseg.predict.check import Checked, check_scene
+from geoseg.predict.coarse import STRIP_ROWS
 from geoseg.predict.drain import Drain
 from geoseg.predict.failure import Failure
 from geoseg.predict.ground import Ground, usual_shares
@@ -284,6 +285,9 @@ def _told(found: PlannedWindows) -> str:
     read_at = (
         "its own pixels" if plan.stitching.is_native else f"{work[1]} x {work[0]} from overview {plan.stitching.level}"
     )
+    if plan.coarse is not None:
+        rows, cols = plan.coarse.work_shape
+        read_at = f"{cols} x {rows} from overview {plan.coarse.level}, then where that sees something on {read_at}"
     return (
         f"{plan.scene.id}: {grid.width} x {grid.height} px of {grid.resolution_m:.3g} m, {found.num} of {plan.num_windows} "
         f"windows of {plan.window} to do, network on {read_at}"
@@ -291,10 +295,10 @@ def _told(found: PlannedWindows) -> str:
 
 
 def _bytes_to_read(found: PlannedWindows) -> int:
-    """Bytes of the blocks under the windows to do, at the level read, each block once, and their share of the mask."""
+    """Bytes of the blocks under the windows to do, at the levels read, each block once, and their share of the mask."""
     reader = found.plan.reader()
-    level = found.plan.stitching.level
-    return int(sum(reader.stored_bytes(window, level=level) for window in found.each))
+    levels = {found.plan.stitching.level} | ({found.plan.coarse.level} if found.plan.coarse is not None else set())
+    return int(sum(reader.stored_bytes(window, level=level) for window in found.each for level in levels))
 
 
 def _memory_bytes(plan: ScenePlan, run: RunSpec, shadow: Network) -> int:
@@ -309,7 +313,22 @@ def _memory_bytes(plan: ScenePlan, run: RunSpec, shadow: Network) -> int:
         shape = (1, run.description.num_channels, run.tiling.tile, run.tiling.tile)
     read_ahead = 6 * around.height * around.width * (len(plan.bands) + 1) * run.description.dates
     caches = cache_bytes(plan.decoded_bytes)
-    return peak_bytes(shadow, shape) + tiled_bytes + read_ahead + _layer_bytes(plan, run) + caches + _OF_LIBRARIES
+    beside = tiled_bytes + read_ahead + _layer_bytes(plan, run) + _coarse_bytes(plan, run) + caches + _OF_LIBRARIES
+    return peak_bytes(shadow, shape) + beside
+
+
+def _coarse_bytes(plan: ScenePlan, run: RunSpec) -> int:
+    """What a coarse pass adds: its pixels read ahead, a strip of them in the making, and logits that wait for finer ones."""
+    grid, coarse = plan.scene.grid, plan.coarse
+    if coarse is None:
+        return 0
+    window = Window(0, 0, min(plan.window, grid.width), min(plan.window, grid.height))
+    around = coarse.core(window).grown(coarse.margin)
+    num_bands = (len(plan.bands) + 1) * run.description.dates
+    rows, cols = (have / want for have, want in zip(coarse.level_shape, coarse.work_shape, strict=True))
+    strip = min(STRIP_ROWS, around.height) * around.width * rows * cols
+    waiting = len(run.description.classes) * window.height * window.width * (run.config.batch or 1)
+    return 6 * around.height * around.width * num_bands + int(4 * 4 * strip * num_bands) + 4 * waiting
 
 
 def _layer_bytes(plan: ScenePlan, run: RunSpec) -> int:

@@ -27,6 +27,9 @@ MINIMAL = 'scenes = ["a.tif"]\nout = "out"\n'
         (MINIMAL + "[predict]\npyramid = [1, 3]\n", "predict.pyramid.*got 3"),
         (MINIMAL + "[predict]\nresampling = 'nearest'\n", "predict.resampling.*no effect without a pyramid"),
         (MINIMAL + "[predict]\npyramid = [2]\nresampling = 'cubic'\n", "predict.resampling.*got 'cubic'"),
+        (MINIMAL + "[predict]\ncoarse = 3\n", "predict.coarse.*2, 4 or 8.*got 3"),
+        (MINIMAL + "[predict]\ncoarse_threshold = 0.1\n", "predict.coarse_threshold.*no effect without a coarse pass"),
+        (MINIMAL + "[predict]\ncoarse = 4\ncoarse_threshold = 1\n", "predict.coarse_threshold.*less than 1.*got 1"),
         (MINIMAL + "[cluster]\nworkers = 0\n", "cluster.workers.*greater than or equal to 1"),
         ('scenes = ["a.tif"]\n', "'out' is missing"),
         ('scenes = []\nout = "o"\n', "scenes"),
@@ -63,6 +66,7 @@ def test_every_setting_of_pixels_is_in_the_fingerprint_and_no_other() -> None:
         tile=512,
         max_seam_score=2,
         uncertainty="entropy",
+        coarse=4,
     )
     left_out = {"window", "batch", "aoi", "max_seam_score"}
     assert set(PredictConfig.model_fields) - set(all_in_use.pixel_settings()) == left_out
@@ -79,7 +83,7 @@ def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_chan
         "probabilities": False,
     }
     assert PredictConfig().pixel_settings() == before
-    assert PredictConfig(flips_and_turns=False, pyramid=None).pixel_settings() == before
+    assert PredictConfig(flips_and_turns=False, pyramid=None, coarse=None).pixel_settings() == before
     assert PredictConfig(max_seam_score=2).pixel_settings() == before
     told = [
         PredictConfig(**settings).pixel_settings()
@@ -94,9 +98,12 @@ def test_hybrids_not_in_use_leave_the_fingerprint_as_it_was_and_each_in_use_chan
             {"tile": 512},
             {"uncertainty": "entropy"},
             {"uncertainty": "margin"},
+            {"coarse": 2},
+            {"coarse": 4},
+            {"coarse": 4, "coarse_threshold": 0.3},
         )
     ]
-    assert len({json.dumps(settings) for settings in [before, *told]}) == 11
+    assert len({json.dumps(settings) for settings in [before, *told]}) == 14
 
 
 def test_bilinear_said_or_not_is_the_same_pyramid() -> None:

@@ -175,20 +175,17 @@ def outcome_row(row: dict[str, Any], done: WindowDone | None, ready_at: float) -
 
 def pack_pixels(read: WindowPixels) -> bytes:
     """What was read for a window, as bytes for a row of split mode."""
-    around = read.around
-    shape = list(around.pixels.shape) if around is not None else []
+    rasters = [raster for raster in (read.around, read.coarse) if raster is not None]
     told = {
-        "shape": shape,
-        "dtype": around.pixels.dtype.str if around is not None else "",
-        "around_valid": list(around.valid.shape) if around is not None else [],
+        "rasters": [[list(one.pixels.shape), one.pixels.dtype.str, list(one.valid.shape)] for one in rasters],
         "valid": list(read.valid.shape),
         "bytes_fetched": read.bytes_fetched,
         "seconds": read.seconds,
     }
     head = json.dumps(told).encode()
     parts = [len(head).to_bytes(4, "little"), head, np.packbits(read.valid).tobytes()]
-    if around is not None:
-        parts += [np.packbits(around.valid).tobytes(), np.ascontiguousarray(around.pixels).tobytes()]
+    for one in rasters:
+        parts += [np.packbits(one.valid).tobytes(), np.ascontiguousarray(one.pixels).tobytes()]
     return b"".join(parts)
 
 
@@ -197,12 +194,14 @@ def unpack_pixels(data: bytes) -> WindowPixels:
     at = 4 + int.from_bytes(data[:4], "little")
     told = json.loads(data[4:at])
     valid, at = _unpack_bits(data, at, told["valid"])
-    around = None
-    if told["shape"]:
-        around_valid, at = _unpack_bits(data, at, told["around_valid"])
-        pixels = np.frombuffer(data, told["dtype"], offset=at).reshape(told["shape"])
-        around = Raster(pixels, around_valid)
-    return WindowPixels(around, valid, told["bytes_fetched"], told["seconds"])
+    rasters: list[Raster | None] = []
+    for shape, dtype, valid_shape in told["rasters"]:
+        raster_valid, at = _unpack_bits(data, at, valid_shape)
+        pixels = np.frombuffer(data, dtype, math.prod(shape), at).reshape(shape)
+        at += pixels.nbytes
+        rasters.append(Raster(pixels, raster_valid))
+    around, coarse = [*rasters, None, None][:2]
+    return WindowPixels(around, valid, told["bytes_fetched"], told["seconds"], coarse)
 
 
 def _unpack_bits(data: bytes, at: int, shape: list[int]) -> tuple[Any, int]:

@@ -48,6 +48,7 @@ class SceneReport:
     blend_error: float | None = None
     area_km2: float = 0.0
     novelty: float | None = None
+    fine_share: float | None = None
     is_released: bool = False
     thumbnail: str = ""
     moment: str = ""
@@ -85,6 +86,7 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
         seam_score=done.seam_score,
         blend_error=done.blend_error,
         novelty=done.novelty,
+        fine_share=done.fine_share,
         is_released=done.is_released,
         item_etag=store.bare(done.version),
     )
@@ -290,6 +292,7 @@ class Ledger:
                     seam_score=published.seam_score,
                     blend_error=published.blend_error,
                     novelty=published.novelty,
+                    fine_share=published.fine_share,
                     thumbnail=published.thumbnail,
                 )
             )
@@ -305,6 +308,7 @@ class Ledger:
                 seam_score=published.seam_score,
                 blend_error=published.blend_error,
                 novelty=published.novelty,
+                fine_share=published.fine_share,
                 is_released=published.is_released,
                 area_km2=sum(published.classes) * plan.scene.grid.resolution_m**2 / 1e6,
                 item_etag=store.bare(published.version),

@@ -17,6 +17,7 @@ from geoseg.errors import BandError, ResolutionError, StackError
 from geoseg.model.description import BundleDescription, UNetVariant
 from geoseg.model.tiling import Tiling
 from geoseg.predict.aoi import AreaFile, PixelArea, load_area
+from geoseg.predict.coarse import CoarsePass
 from geoseg.predict.guard import Guard, MaskBefore
 from geoseg.predict.stitch import Stitching
 from geoseg.raster import store
@@ -24,7 +25,7 @@ from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
 from geoseg.raster.stack import StackReader, common_levels, describe_stack
 from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
-from geoseg.raster.work import WorkGrid, work_grid
+from geoseg.raster.work import WorkGrid, near_work_grid, work_grid
 
 PIXEL_VERSION = 1
 RESOLUTION_TOLERANCE = 1.5
@@ -165,7 +166,7 @@ class ScenePlan:
 
     ``replaces`` is the version of the item that stood when the scene was planned, None when there was none: publishing
     puts its own in this one's place and in no other's. ``reasons`` say in words why there is something to do. ``before`` is
-    the last mask of the same ground.
+    the last mask of the same ground. ``coarse`` is the grid of a coarse pass, where there is to be one.
     """
 
     scene: Scene
@@ -178,6 +179,7 @@ class ScenePlan:
     replaces: store.Version | None = None
     reasons: tuple[str, ...] = ()
     before: MaskBefore | None = None
+    coarse: CoarsePass | None = None
 
     @property
     def scenes(self) -> tuple[Scene, ...]:
@@ -202,15 +204,19 @@ class ScenePlan:
     def decoded_bytes(self) -> int:
         """Bytes of the decoded blocks under a row of ``across`` windows and their margins, at the level that is read.
 
-        While these are kept, no block is fetched or decoded twice in a column of windows.
+        While these are kept, no block is fetched or decoded twice in a column of windows. A coarse pass has its own.
         """
+        num_pixels = sum(self._decoded_pixels(each) for each in (self.stitching, self.coarse) if each is not None)
+        return num_pixels * (len(self.scene.bands) * np.dtype(self.scene.dtype).itemsize + self.scene.has_mask)
+
+    def _decoded_pixels(self, stitching: Stitching) -> int:
         num_pixels = len(self.scenes)
         for axis, count in enumerate((1, self.across)):
-            size, block = self.stitching.level_shape[axis], self.scene.block_shape[axis]
-            margin = -(-self.stitching.margin * size // self.stitching.work_shape[axis])
-            touched = -(-count * self.window * size // self.stitching.scene_shape[axis]) + 2 * (margin + block)
+            size, block = stitching.level_shape[axis], self.scene.block_shape[axis]
+            margin = -(-stitching.margin * size // stitching.work_shape[axis])
+            touched = -(-count * self.window * size // stitching.scene_shape[axis]) + 2 * (margin + block)
             num_pixels *= min(size, touched)
-        return num_pixels * (len(self.scene.bands) * np.dtype(self.scene.dtype).itemsize + self.scene.has_mask)
+        return num_pixels
 
     @cached_property
     def area(self) -> PixelArea | None:
@@ -248,7 +254,8 @@ def plan_scene(ref: SceneRef, run: NetworkSpec) -> ScenePlan:
             f"{scene.id}: the bundle takes {description.dtype} from {low:g} to {high:g}, the scene has {scene.dtype}; say which "
             "of its values stand for these two, for example --scale 0,2047"
         )
-    work = work_grid(common_levels(stack or (scene,)), _factor(scene, run))
+    levels, factor = common_levels(stack or (scene,)), _factor(scene, run)
+    work = work_grid(levels, factor)
     stitching = Stitching(
         work.scene_shape, work.work_shape, work.level, work.level_shape, stride=run.stride, margin=run.margin
     )
@@ -258,7 +265,15 @@ def plan_scene(ref: SceneRef, run: NetworkSpec) -> ScenePlan:
             raise StackError(f"{one.id}: its bands stand in another order than those of the stack's first scene")
     versions = [(one.etag, one.mask_etag) if one is not None else None for one in stack or (scene,)]
     fingerprint = run.fingerprint_of(versions, is_stack=bool(stack))
-    return ScenePlan(scene, bands, stitching, window, fingerprint, run.area, stack)
+    coarse = _coarse_pass(levels, factor * config.coarse, run) if config.coarse else None
+    return ScenePlan(scene, bands, stitching, window, fingerprint, run.area, stack, coarse=coarse)
+
+
+def _coarse_pass(levels: tuple[tuple[int, int], ...], factor: float, run: NetworkSpec) -> CoarsePass:
+    work = near_work_grid(levels, factor)
+    return CoarsePass(
+        work.scene_shape, work.work_shape, work.level, work.level_shape, stride=run.stride, margin=run.margin
+    )
 
 
 def _describe(ref: SceneRef, run: NetworkSpec) -> tuple[Scene, tuple[Scene | None, ...]]:

@@ -93,6 +93,11 @@ def network_spec(bundle: Bundle, config: PredictConfig) -> NetworkSpec:
         raise ConfigError(f"--warp-stacks has no effect with {description.name}, which takes single scenes")
     tiles = tiling_to_run(bundle, network, config)
     tuned = remembered(bundle.digest, torch.device(default_device()))
+    if config.coarse is not None and tiles is not None:
+        raise ConfigError(
+            f"--coarse: {description.name} is a {description.variant.title}, a network from outside, which is run on tiles of "
+            "one size, so that parts of a window save nothing; leave it out"
+        )
     return NetworkSpec(
         bundle_digest=bundle.digest,
         description=description,

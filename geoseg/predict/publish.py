@@ -43,7 +43,8 @@ class Published:
     """A scene whose item stands: its URI and version, the mask's URI, and pixel counts by class.
 
     ``seam_score`` and ``blend_error`` (see ``geoseg.predict.seams``) are those of a network that is blended, ``novelty`` (see
-    ``geoseg.model.light``) is that of a bundle which knows the light of its training. ``is_released``: it was held
+    ``geoseg.model.light``) is that of a bundle which knows the light of its training, ``fine_share`` that of the pixels which
+    were seen at full resolution after a coarse pass. ``is_released``: it was held
     back until somebody had looked at it. ``remark`` says what looked implausible.
     """
 
@@ -55,6 +56,7 @@ class Published:
     seam_score: float | None = None
     blend_error: float | None = None
     novelty: float | None = None
+    fine_share: float | None = None
     is_released: bool = False
     remark: str = ""
 
@@ -72,6 +74,7 @@ class HeldBack:
     seam_score: float | None = None
     blend_error: float | None = None
     novelty: float | None = None
+    fine_share: float | None = None
 
 
 def item_uri(run: RunSpec, scene_id: str) -> str:
@@ -148,6 +151,7 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
             seam_score=properties.get("geoseg:seam_score"),
             blend_error=properties.get("geoseg:blend_error"),
             novelty=properties.get("geoseg:novelty"),
+            fine_share=properties.get("geoseg:fine_share"),
             is_released=bool(properties.get("geoseg:released")),
         ),
         classes=tuple(classes),
@@ -217,8 +221,11 @@ def _put_together(run: RunSpec, plan: ScenePlan, deal: Deal) -> Published | Held
         classes=looked.classes,
         unsure=sums.unsure.tolist(),
         seams=looked.seams,
-        novelty=looked.novelty,
-        precisions=sorted(sums.precisions),
+        looked_at={
+            "novelty": looked.novelty,
+            "precision": sorted(sums.precisions),
+            "fine_share": looked.fine_share,
+        },
         assets=assets,
     )
     version = _commit(run, plan, body)
@@ -241,6 +248,7 @@ class _Looked:
     classes: list[int]
     seams: Seams | None
     novelty: float | None
+    fine_share: float | None
     sentence: str
     is_held: bool
 
@@ -251,6 +259,7 @@ class _Looked:
             "seam_score": self.seams.score if self.seams else None,
             "blend_error": self.seams.at_rim if self.seams else None,
             "novelty": self.novelty,
+            "fine_share": self.fine_share,
         }
 
 
@@ -267,6 +276,7 @@ def _look(run: RunSpec, plan: ScenePlan, sums: SceneSums) -> _Looked:
         classes=classes,
         seams=seams,
         novelty=newness,
+        fine_share=float(f"{sums.num_fine / max(1, sum(classes)):.6g}") if run.config.coarse else None,
         sentence=seam_sentence or objection,
         is_held=bool(seam_sentence or (objection and guard and guard.limits.hold)),
     )

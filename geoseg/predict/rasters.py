@@ -56,7 +56,7 @@ def further_rasters(run: RunSpec) -> Iterator[PublishedRaster]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSums:
-    """What the headers of parts say together: pixels by class, light, uncertainty by class, seams, precisions.
+    """What the headers of parts say together: pixels by class, light, uncertainty by class, seams, precisions, fine pixels.
 
     ``with_data`` are the places (row, col) of those windows that have pixels of a class.
     """
@@ -66,6 +66,7 @@ class PartSums:
     unsure: npt.NDArray[np.int64] | int = 0
     seams: Seams = field(default_factory=Seams)
     precisions: frozenset[str] = frozenset()
+    num_fine: int = 0
     with_data: tuple[tuple[int, int], ...] = ()
 
 
@@ -81,6 +82,7 @@ def sum_up(headers: list[tuple[int, int, dict[str, Any]]]) -> PartSums:
         light=added("light"),
         unsure=added("uncertainty"),
         seams=sum_seams([one["seams"] for one in told if "seams" in one]),
+        num_fine=sum(one.get("fine", 0) for one in told),
         precisions=frozenset(one["precision"] for one in told if "precision" in one),
         with_data=tuple((row, col) for row, col, one in headers if any(one["classes"])),
     )
@@ -96,6 +98,7 @@ class SceneSums:
         self.light = np.zeros((NUM_MEASURES, len(description.bands), NUM_STEPS), np.int64)
         self.seams = Seams()
         self.precisions = set[str]()
+        self.num_fine = 0
         self.with_data = WindowSet()
         self._window = plan.window
 
@@ -106,6 +109,7 @@ class SceneSums:
         self.light += sums.light
         self.seams += sums.seams
         self.precisions |= sums.precisions
+        self.num_fine += sums.num_fine
         for row, col in sums.with_data:
             self.with_data.add(row * self._window, col * self._window)
 

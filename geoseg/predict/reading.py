@@ -34,12 +34,16 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class WindowPixels:
-    """What was read for a window: the core with its margin (None when nothing is valid) and the pixels that count."""
+    """What was read for a window: the core with its margin (None when nothing is valid) and the pixels that count.
+
+    ``coarse`` is the core of a coarse pass with its margin, where there is to be one.
+    """
 
     around: Raster | None
     valid: npt.NDArray[np.bool_]
     bytes_fetched: int
     seconds: float
+    coarse: Raster | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +105,11 @@ class WindowReader:
             return WindowDone(task=task, skipped=True)
         before = scene.reader.bytes_fetched
         around, valid = read_window(plan, scene.reader, write)
-        return WindowPixels(around, valid, scene.reader.bytes_fetched - before, time.perf_counter() - start)
+        coarse: Raster | None = None
+        if plan.coarse is not None and around is not None:
+            coarse = plan.coarse.read_core(scene.reader, plan.coarse.core(write), plan.bands)
+        fetched = scene.reader.bytes_fetched - before
+        return WindowPixels(around, valid, fetched, time.perf_counter() - start, coarse)
 
 
 def read_window(

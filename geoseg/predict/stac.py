@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -57,8 +57,7 @@ def make_item(
     classes: list[int],
     unsure: list[int],
     seams: Seams | None,
-    novelty: float | None,
-    precisions: Sequence[str],
+    looked_at: Mapping[str, Any],
     assets: dict[str, dict[str, Any]],
 ) -> bytes:
     """The item's JSON. ``classes`` are pixel counts; ``assets`` give name, size and ``sha256`` of each published file.
@@ -67,8 +66,9 @@ def make_item(
 
     ``unsure`` are the sums of the uncertainty, in steps of 1/254, over the pixels of each class.
 
-    ``seams`` are those of a network that is blended, ``novelty`` that of the scene's light to the bundle (``geoseg.model.light``),
-    ``precisions`` those in which the network computed: more than one where workers' devices were not of one kind.
+    ``seams`` are those of a network that is blended. ``looked_at`` has, each None or empty where there is none, the ``novelty`` of
+    the scene's light to the bundle (``geoseg.model.light``), the ``precision`` in which the network computed, more than one where
+    workers' devices were not of one kind, and the ``fine_share`` of pixels at full resolution after a coarse pass.
 
     The same scene, bundle, settings and precision give the same bytes: no time of processing, no host, no credentials.
     """
@@ -94,8 +94,7 @@ def make_item(
             "geoseg:settings": run.config.pixel_settings(),
             **_beside_the_scene(run, plan),
             **(_seam_properties(seams) if seams is not None else {}),
-            **({"geoseg:novelty": novelty} if novelty is not None else {}),
-            **({"geoseg:precision": list(precisions)} if precisions else {}),
+            **{f"geoseg:{key}": value for key, value in looked_at.items() if value not in (None, [])},
             **({"geoseg:uncertainty": _uncertainty(run, classes, unsure)} if run.config.uncertainty else {}),
             **({"geoseg:released": True} if run.is_released(plan) else {}),
         },

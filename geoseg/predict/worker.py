@@ -15,6 +15,7 @@ from torch import Tensor
 from geoseg.errors import SceneReadError
 from geoseg.model.precision import Precision
 from geoseg.predict.bundles import bundle_of
+from geoseg.predict.coarse_to_fine import run_coarse_to_fine
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.light import window_light
 from geoseg.predict.mask import (
@@ -37,11 +38,15 @@ from geoseg.raster.cog import encode_window, pack_blocks
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What the network makes of a window: the mask (row, col), None when it cannot be told, further layers (band, row, col)."""
+    """What the network makes of a window: the mask (row, col), None when it cannot be told, further layers (band, row, col).
+
+    ``fine_pixels``: valid pixels at full resolution, where a coarse pass decided on it.
+    """
 
     mask: npt.NDArray[np.uint8] | None = None
     layers: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     seams: Seams | None = None
+    fine_pixels: int | None = None
     seconds: float = 0.0
 
 
@@ -126,6 +131,11 @@ class Worker:
 
     def _masks(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, _Made]]:
         start = time.perf_counter()
+        done = self._coarse_to_fine(batch) if self.run_spec.config.coarse else self._in_full(batch)
+        seconds = (time.perf_counter() - start) / len(batch)
+        return [(task, read, replace(made, seconds=seconds)) for task, read, made in done]
+
+    def _in_full(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, _Made]]:
         cores = self.predictor.cores([read.around for _, read in batch if read.around is not None])
         done = []
         for (task, read), (logits_chw, differ_ahw) in zip(batch, cores, strict=True):
@@ -135,8 +145,19 @@ class Worker:
             if differ_ahw is not None and self.predictor.tiling is not None:
                 seams = count_seams(differ_ahw, self.predictor.tiling, stitching, core, task.window, read.valid)
             done.append((task, read, replace(self._layers(placed, read), seams=seams)))
-        seconds = (time.perf_counter() - start) / len(batch)
-        return [(task, read, replace(made, seconds=seconds)) for task, read, made in done]
+        return done
+
+    def _coarse_to_fine(self, batch: list[tuple[Task, WindowPixels]]) -> list[tuple[Task, WindowPixels, _Made]]:
+        """As ``_in_full``, with the mask background wherever full resolution was not deserved."""
+        done = []
+        windows = run_coarse_to_fine(self.predictor, batch, self.run_spec.config, most=self.batch)
+        for (task, read), window in zip(batch, windows, strict=True):
+            made = self._layers(window.logits_chw, read)
+            if made.mask is not None:
+                made.mask[read.valid & ~window.fine_hw] = 0
+            made = replace(made, fine_pixels=int(np.count_nonzero(read.valid & window.fine_hw)))
+            done.append((task, read, made))
+        return done
 
     def _layers(self, placed_chw: Tensor, read: WindowPixels) -> _Made:
         """The mask and what else is asked for, of logits (class, row, col) at the window's own pixels."""
@@ -181,6 +202,8 @@ class Worker:
             told["precision"] = self.predictor.precision
         if made.seams is not None:
             told["seams"] = made.seams.counts()
+        if made.fine_pixels is not None:
+            told["fine"] = made.fine_pixels
         if mask is not None and "uncertainty" in made.layers:
             told["uncertainty"] = sum_by_class(made.layers["uncertainty"][0], mask, num_classes)
         description = self.run_spec.description

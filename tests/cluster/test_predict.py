@@ -93,6 +93,16 @@ def test_objects_are_those_of_the_plain_loop(
     assert not list((tmp_path / "_geoseg").rglob("r*c*")), "the parts of published scenes are removed"
 
 
+def test_a_coarse_pass_decides_the_same_of_pixels_that_were_read_elsewhere(
+    scenes: Path, bundle: Path, tmp_path: Path
+) -> None:
+    settings = {"bundle": str(bundle), "window": 512, "coarse": 2, "coarse_threshold": 0.8}
+    scene = str(scenes / "scene1.tif")
+    geoseg.predict(scene, str(tmp_path / "local"), engine="local", **settings)
+    geoseg.predict(scene, str(tmp_path / "ray"), engine="ray", workers=1, read="tasks", **settings)
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local") != {}
+
+
 def test_turns_do_not_matter_to_the_objects(
     scenes: Path, bundle: Path, local: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,16 +172,22 @@ def test_a_denied_output_stops_the_job(scenes: Path, bundle: Path, tmp_path: Pat
         geoseg.predict(str(scenes), str(tmp_path / "file"), bundle=str(bundle), engine="ray")
 
 
-@pytest.mark.parametrize("empty", [False, True])
-def test_pixels_survive_the_row(empty: bool) -> None:
+@pytest.mark.parametrize("num", [0, 1, 2], ids=["empty", "full resolution", "a coarse pass too"])
+def test_pixels_survive_the_row(num: int) -> None:
     rng = np.random.default_rng(0)
     valid = rng.random((13, 7)) > 0.5
-    around = None if empty else Raster(rng.integers(0, 9999, (2, 21, 15)).astype("uint16"), rng.random((21, 15)) > 0.5)
-    back = unpack_pixels(pack_pixels(WindowPixels(around, valid, 12, 0.5)))
+    rasters = [
+        Raster(rng.integers(0, 9999, (2, *shape)).astype("uint16"), rng.random(shape) > 0.5)
+        for shape in [(21, 15), (9, 11)][:num]
+    ]
+    around, coarse = [*rasters, None, None][:2]
+    back = unpack_pixels(pack_pixels(WindowPixels(around, valid, 12, 0.5, coarse)))
     np.testing.assert_array_equal(back.valid, valid)
     assert (back.bytes_fetched, back.seconds) == (12, 0.5)
-    if around is None:
-        assert back.around is None
-    else:
-        np.testing.assert_array_equal(back.around.pixels, around.pixels)
-        np.testing.assert_array_equal(back.around.valid, around.valid)
+    for came, wanted in ((back.around, around), (back.coarse, coarse)):
+        if wanted is None:
+            assert came is None
+        else:
+            assert came is not None
+            np.testing.assert_array_equal(came.pixels, wanted.pixels)
+            np.testing.assert_array_equal(came.valid, wanted.valid)
