@@ -30,6 +30,7 @@ PIXEL_VERSION = 1
 RESOLUTION_TOLERANCE = 1.5
 MAX_ENLARGEMENT = 4.0
 _DEFAULT_WINDOW = 1024
+_KEPT_BYTES = 160 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,24 +185,44 @@ class ScenePlan:
         """How many write windows tile the scene, empty ones included."""
         return num_windows(self.scene.grid.height, self.scene.grid.width, self.window)
 
-    @property
+    @cached_property
     def across(self) -> int:
-        """How many windows side by side come before those below them: as many as a block is wide, and at least 4."""
-        return max(ACROSS, -(-self.scene.block_shape[1] // self.window))
+        """How many windows side by side come before those below them.
+
+        As many as ``_KEPT_BYTES`` of decoded blocks allow, or as many as a block is wide, and at least 4: where one column of
+        windows ends and another begins, blocks are fetched twice.
+        """
+        least = max(ACROSS, -(-self.scene.block_shape[1] // self.window))
+        one_more = self._kept_bytes(1) - self._kept_bytes(0)
+        most = max(least, (_KEPT_BYTES - self._kept_bytes(0)) // max(1, one_more))
+        cols = -(-self.scene.grid.width // self.window)
+        even = -(-cols // -(-cols // most))
+        return max(least, -(-even // ACROSS) * ACROSS)
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of the decoded blocks under a row of ``across`` windows and their margins, at the level that is read.
+        """Bytes of the decoded blocks that windows yet to come will need, in the plan's order, and of those in work.
 
         While these are kept, no block is fetched or decoded twice in a column of windows.
         """
-        num_pixels = len(self.scenes)
-        for axis, count in enumerate((1, self.across)):
-            size, block = self.stitching.level_shape[axis], self.scene.block_shape[axis]
-            margin = -(-self.stitching.margin * size // self.stitching.work_shape[axis])
-            touched = -(-count * self.window * size // self.stitching.scene_shape[axis]) + 2 * (margin + block)
-            num_pixels *= min(size, touched)
-        return num_pixels * (len(self.scene.bands) * np.dtype(self.scene.dtype).itemsize + self.scene.has_mask)
+        return self._kept_bytes(self.across)
+
+    def _kept_bytes(self, across: int) -> int:
+        """Those under the lower edge of ``across`` windows, the right edge of a square of them, and two windows."""
+        size, window, margin, edge = self.stitching.level_shape, list[int](), list[int](), list[int]()
+        for axis, block in enumerate(self.scene.block_shape):
+            window.append(-(-self.window * size[axis] // self.stitching.scene_shape[axis]))
+            margin.append(-(-self.stitching.margin * size[axis] // self.stitching.work_shape[axis]))
+            edge.append(((2 * margin[axis] - 2) // block + 2) * block)
+
+        def touched(axis: int, count: int) -> int:
+            around = 2 * (margin[axis] + self.scene.block_shape[axis])
+            return min(size[axis], count * window[axis] + around) if count else 0
+
+        num_pixels = min(size[0], edge[0]) * touched(1, across)
+        num_pixels += min(size[1], edge[1]) * touched(0, ACROSS) + 2 * touched(0, 1) * touched(1, 1)
+        itemsize = np.dtype(self.scene.dtype).itemsize
+        return num_pixels * len(self.scenes) * (len(self.scene.bands) * itemsize + self.scene.has_mask)
 
     @cached_property
     def area(self) -> PixelArea | None:
