@@ -27,7 +27,7 @@ lint: install
 
 bench: install
 	$(BIN)/python tests/benchmarks/end_to_end.py
-	$(BIN)/python tests/benchmarks/memory.py
+	$(BIN)/python tests/benchmarks/flat.py size
 
 install: $(STAMP)
 

@@ -418,6 +418,7 @@ def test_a_store_that_fails_is_told_of_with_the_scene(tmp_path: Path, monkeypatc
         raise StoreError(f"{uri}: the store failed on reading: 503 Slow Down")
 
     monkeypatch.setattr(store, "read_ranges", failing)
+    geotiff._known.cache_clear()
     acts = (lambda: scene_at(path), lambda: SceneReader(scene), lambda: reader.read(Window(0, 0, 9, 9), (0,)))
     for act in acts:
         with pytest.raises(StoreError, match="503 Slow Down") as error:
@@ -428,6 +429,7 @@ def test_a_store_that_fails_is_told_of_with_the_scene(tmp_path: Path, monkeypatc
 def test_a_reader_of_a_scene_that_costs_too_much_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = scene_at(write_scene(tmp_path / "a.tif", noise(3, HEIGHT, WIDTH), **TILED))
     monkeypatch.setattr(geotiff, "MAX_BANDS", 2)
+    geotiff._known.cache_clear()
     with pytest.raises(SceneTooCostlyError, match="it has 3 bands, the limit is 2") as error:
         SceneReader(scene)
     told_by(error)
