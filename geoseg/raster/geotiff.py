@@ -285,12 +285,13 @@ class GeoTiff:
             for axis, (start, end) in enumerate((box[:2], box[2:])):
                 size, block = directory.shape[axis], directory.block_shape[axis]
                 ranges.append(range(start // block, end // block if end < size else -(-size // block)))
-            _DECODED.let_go(
-                self._key(level, mask, plane, place) for plane, *place in product(range(directory.num_planes), *ranges)
-            )
+            for plane in range(directory.num_planes):
+                prefix = self._prefix(level, mask, plane)
+                _DECODED.let_go((*prefix, *place) for place in product(*ranges))
 
-    def _key(self, level: int, mask: bool, plane: int, place: Iterable[int]) -> _Key:  # noqa: FBT001
-        return (self.uri, self.file.etag, level, mask, plane, *place)
+    def _prefix(self, level: int, mask: bool, plane: int) -> _Key:  # noqa: FBT001
+        """What the keys of a plane's decoded blocks begin with; row and column follow."""
+        return self.uri, self.file.etag, level, mask, plane
 
     def read_mask(self, level: int, box: tuple[int, int, int, int]) -> npt.NDArray[Any]:
         """The internal mask (row, col), 0 where there is no data."""
@@ -337,9 +338,9 @@ class GeoTiff:
             return self._decode(directory, index, plane, [key[-2:] for key in keys])
 
         touched = index.places(*box, plane=plane)
-        block_bytes = directory.block_bytes
+        prefix, block_bytes = self._prefix(*what, plane), directory.block_bytes
         for places in index.portions(touched, plane=plane, block_bytes=block_bytes, max_bytes=_PORTION_BYTES):
-            keys = [self._key(*what, plane, place) for place in places]
+            keys = [(*prefix, *place) for place in places]
             yield from zip(places, _DECODED.get(keys, decode), strict=True)
 
     def _decode(

@@ -17,6 +17,7 @@ from geoseg.predict.ledger import Ledger, prepare_scene
 from geoseg.predict.local import predict_locally
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
 from geoseg.predict.progress import Progress
+from geoseg.predict.reading import Task, WindowDone
 from geoseg.predict.turns import Turn, take_turns
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.versions import Versions
@@ -203,6 +204,54 @@ def test_shares_are_large_at_first_and_small_in_the_end(scenes: Path, bundle: st
     ]  # fmt: skip
     alone = sizes_of(rows.Sizes(least=1, most=1, workers=2))
     assert sorted(set(alone)) == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("num_begun", [16, 9, 0])
+def test_a_share_gives_the_same_rows_whenever_it_is_worked_on(
+    num_begun: int, scenes: Path, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order windows end, and whether they are begun: of a second try Ray drops as many rows as came of the first."""
+    rows, operators = (pytest.importorskip(f"geoseg.cluster.{name}") for name in ("rows", "operators"))
+    run, (huge, *_) = run_of(scenes, tmp_path, bundle)
+    (task,) = rows.PlannedScenes([Turn(huge)], run, alone=True).get_read_tasks(1)
+    (table,) = rows.list_scene_windows(*task(), run, sizes=rows.Sizes(least=16, most=16, workers=1), only_todo=False)
+    actor = operators.PredictWindows.__new__(operators.PredictWindows)
+    actor._ready_at, actor._told_together = 1.0, 5
+    actor._worker, actor._meter, actor._rest = Backwards(), Silent(), Silent()
+    monkeypatch.setattr(Silent, "asked", -num_begun)
+    first, *others = unpacked(actor(table))
+    assert [one.turn.ref for one in first.opened] == [huge]
+    assert [len(outcome.windows) for outcome in others] == [5, 5, 5, 1]
+    ended = [one for outcome in others for one in outcome.windows]
+    assert [one.window for one in ended] == [task.window for share in unpacked([table]) for task in share.tasks()]
+    assert [one.left for one in ended] == [False] * num_begun + [True] * (16 - num_begun)
+
+
+class Backwards:
+    """A worker that takes all windows and tells of the last one first."""
+
+    waited_s = 0.0
+
+    def run(self, tasks: Iterable[Task], _: None) -> list[WindowDone]:
+        """See ``Worker``."""
+        return [WindowDone(task=task) for task in tasks][::-1]
+
+
+class Silent:
+    """A meter that nobody reads, and a sign that goes up when it was asked some times."""
+
+    asked = 0
+
+    def window(self, done: WindowDone) -> None:
+        """See ``WindowMeter``."""
+
+    def waited(self, in_all_s: float) -> None:
+        """See ``WindowMeter``."""
+
+    def is_up(self) -> bool:
+        """See ``RestSign``."""
+        Silent.asked += 1
+        return Silent.asked > 0
 
 
 def unpacked(tables: Iterable[Any]) -> list[Any]:
