@@ -26,9 +26,11 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
+	$(BIN)/python tests/benchmarks/forward.py
 	$(BIN)/python tests/benchmarks/end_to_end.py --side 4096
 	$(BIN)/python tests/benchmarks/peers.py --side 4096
-	$(BIN)/python tests/benchmarks/memory.py 4096 16384 400000
+	$(BIN)/python tests/benchmarks/reading.py
+	$(BIN)/python tests/benchmarks/flat.py size
 
 install: $(STAMP)
 

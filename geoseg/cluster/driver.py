@@ -14,13 +14,12 @@ from ray.data.exceptions import ExecutionTimeoutError
 from geoseg.cluster.metrics import SceneMeter
 from geoseg.cluster.operators import Publisher
 from geoseg.cluster.resting import let_workers_rest
-from geoseg.cluster.rows import failure_of, report_of, window_of
+from geoseg.cluster.rows import Outcome, unpack
 from geoseg.errors import GeosegError, StopError
 from geoseg.predict.drain import DRAIN_S, Drain
 from geoseg.predict.failure import Failure
-from geoseg.predict.ledger import Ledger
+from geoseg.predict.ledger import Ledger, SceneReport
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
-from geoseg.raster.scene import SceneRef
 
 _WAITING_TO_PUBLISH = 64
 _PATIENCE_S = DRAIN_S / 2  # with workers that are to rest; what is left of the time is for publishing
@@ -61,55 +60,61 @@ class Driver:
         may_wait = 0 if self.ledger.is_last_round else _WAITING_TO_PUBLISH
         try:
             for row in outcomes.iter_rows():
-                self._progress.ready(row["ready_at"])
-                self._workers.add(row["ready_at"])
-                complete = self._take(row)
-                if complete is not None:
+                outcome: Outcome = unpack(row["packed"])
+                self._progress.ready(outcome.ready_at)
+                self._workers.add(outcome.ready_at)
+                for complete in self._take(outcome):
                     self._publishing[next(self._publishers).publish.remote(complete.to_json())] = complete
+                    self._collect(wait_for=may_wait)
                 self._collect(wait_for=may_wait)
                 self._meter.settled(self.ledger.reports)
                 self._progress.show()
                 self._check()
-                if self._drain.asked and self._all_rest(row):
+                if self._drain.asked and self._all_rest(outcome):
                     break
         except (ray.exceptions.RayError, RuntimeError, ExecutionTimeoutError) as error:
             raise _as_ours(error) from error
         self._collect(wait_for=0)
         self._meter.settled(self.ledger.reports)
 
-    def _all_rest(self, row: dict[str, Any]) -> bool:
+    def _all_rest(self, outcome: Outcome) -> bool:
         """Whether each worker has told of a window that it did not begin, or had time to. When first asked, tell them to."""
         if not self._patient_until:
             let_workers_rest(self._run_id)
             self._patient_until = time.monotonic() + _PATIENCE_S
-        if row["kind"] == "left":
-            self._resting.add(row["ready_at"])
+        if any(one.left for one in outcome.windows):
+            self._resting.add(outcome.ready_at)
         return self._workers <= self._resting or time.monotonic() > self._patient_until
 
-    def _take(self, row: dict[str, Any]) -> ScenePlan | None:
-        """Note an outcome; the plan of a scene that is complete with it."""
-        failure = failure_of(row)
-        if failure is not None:
-            failure.raise_if_stop()
-        if row["kind"] == "left":
-            return None
-        if row["kind"] == "window":
-            return self.ledger.window_done(
-                row["scene_id"],
-                window_of(row),
-                failure,
-                skipped=row["skipped"],
-                area_km2=row["area_km2"],
-                bytes_fetched=row["bytes_fetched"],
+    def _take(self, outcome: Outcome) -> Iterator[ScenePlan]:
+        """Note an outcome; the plans of the scenes that are complete with it."""
+        ledger = self.ledger
+        for one in outcome.opened:
+            complete = None
+            if isinstance(one.found, Failure):
+                one.found.raise_if_stop()
+                ledger.refused(one.turn.ref, one.found)
+            elif isinstance(one.found, SceneReport):
+                ledger.settled(one.found)
+            else:
+                complete = ledger.planned(plan_from_json(one.found), one.num_windows)
+            if complete is not None:
+                yield complete
+        for done in outcome.windows:
+            if done.left:
+                continue
+            if done.failure is not None:
+                done.failure.raise_if_stop()
+            complete = ledger.window_done(
+                done.scene_id,
+                done.window,
+                done.failure,
+                skipped=done.skipped,
+                area_km2=done.area_km2,
+                bytes_fetched=done.bytes_fetched,
             )
-        report = report_of(row)
-        if failure is not None:
-            self.ledger.refused(SceneRef(row["scene_id"], row["scene_uri"]), failure)
-        elif report is not None:
-            self.ledger.settled(report)
-        else:
-            return self.ledger.planned(plan_from_json(row["plan"]), row["num_windows"])
-        return None
+            if complete is not None:
+                yield complete
 
     def _collect(self, *, wait_for: int) -> None:
         """Note what was published; wait until at most ``wait_for`` scenes are still on their way."""

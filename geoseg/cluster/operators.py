@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any
+from itertools import takewhile
 
 import pyarrow as pa
 
 from geoseg.cluster.deal import deal_to_tasks
 from geoseg.cluster.metrics import WindowMeter
 from geoseg.cluster.resting import RestSign
-from geoseg.cluster.rows import DESCRIPTOR, OUTCOME, ended, outcome_row, pack_pixels, task_of, unpack_pixels
+from geoseg.cluster.rows import ROW, Outcome, Share, WindowEnded, ended, pack, pack_pixels, unpack, unpack_pixels
 from geoseg.predict.failure import Failure
 from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.publish import HeldBack, Published, try_to_publish
 from geoseg.predict.reading import Task, WindowPixels, WindowReader
+from geoseg.raster.window import Window
 
-_PIXELS = pa.schema([*DESCRIPTOR, ("pixels", pa.large_binary())])
+_Key = tuple[str, Window]
+_PIXELS = pa.schema([*ROW, ("pixels", pa.large_binary()), ("ended", pa.binary())])
 
 
 @lru_cache(maxsize=1)
@@ -27,25 +31,28 @@ def _reader(run: RunSpec) -> WindowReader:
     return WindowReader(run)
 
 
-def read_windows(table: pa.Table, run: RunSpec) -> pa.Table:
-    """Split mode: descriptors in, the same with pixels out; they travel through the object store to the device."""
-    rows = []
-    for row in table.to_pylist():
-        told: dict[str, Any] = {**row, "pixels": b""}
-        if row["kind"] == "window":
-            read = _reader(run).read(task_of(row))
+def read_windows(table: pa.Table, run: RunSpec) -> Iterator[pa.Table]:
+    """Split mode: shares in, a row for each window with its pixels out, which travel through the object store to the device."""
+    for share in map(unpack, table["packed"].to_pylist()):
+        if share.opened:
+            yield _with_pixels(Share(share.opened), b"", b"")
+        for (place, window), task in zip(share.windows, share.tasks(), strict=True):
+            read = _reader(run).read(task)
+            alone = Share((), (share.plans[place],), ((0, window),))
             if isinstance(read, WindowPixels):
-                told["pixels"] = pack_pixels(read)
+                yield _with_pixels(alone, pack_pixels(read), b"")
             else:
-                told |= ended(read)
-        rows.append(told)
-    return pa.Table.from_pylist(rows, schema=_PIXELS)
+                yield _with_pixels(alone, b"", pickle.dumps(ended(task, read)))
+
+
+def _with_pixels(share: Share, pixels: bytes, told: bytes) -> pa.Table:
+    return pa.table({"packed": [pickle.dumps(share)], "pixels": [pixels], "ended": [told]}, schema=_PIXELS)
 
 
 class PredictWindows:
-    """A device actor: the network is loaded once, then batches of window rows become parts in the store."""
+    """A device actor: the network is loaded once, then shares of the work become parts in the store."""
 
-    def __init__(self, run: RunSpec, run_id: str, read_threads: int, threads: int) -> None:
+    def __init__(self, run: RunSpec, run_id: str, read_threads: int, threads: int, told_together: int) -> None:
         import torch
 
         from geoseg.predict.memory import set_memory_up
@@ -57,30 +64,45 @@ class PredictWindows:
         self._ready_at = time.time()
         self._meter = WindowMeter(run_id)
         self._rest = RestSign(run_id)
+        self._told_together = told_together
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Descriptors (or, in split mode, pixels) in, outcomes out; "left" is that of a window that was not begun."""
-        rows = table.to_pylist()
-        settled = [row for row in rows if row["kind"] != "window" or row["error"] or row["skipped"]]
-        outcomes = [outcome_row(row, None, self._ready_at) for row in settled]
-        todo = [row for row in rows if row["kind"] == "window" and not row["error"] and not row["skipped"]]
-        by_task = {task_of(row): row for row in todo}
-        begun: list[Task] = []
-        pixels = (unpack_pixels(row["pixels"]) for row in todo) if "pixels" in table.column_names else None
-        for done in self._worker.run(self._begin(by_task, begun), pixels):
-            outcomes.append(outcome_row(by_task[done.task], done, self._ready_at))
-            self._meter.window(done)
-        left = [{**by_task[task], "kind": "left"} for task in by_task.keys() - set(begun)]
-        outcomes += [outcome_row(row, None, self._ready_at) for row in left]
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Shares (or, in split mode, windows with pixels) in, outcomes out, while others are still at work.
+
+        A share gives as many rows, each of the same windows, whenever it is worked on: Ray drops from the second try as many
+        rows as came of the first.
+        """
+        shares: list[Share] = [unpack(one) for one in table["packed"].to_pylist()]
+        opened = tuple(one for share in shares for one in share.opened)
+        if opened:
+            yield pack(Outcome(self._ready_at, opened))
+        tasks = [task for share in shares for task in share.tasks()]
+        told = [unpack(one) for one in table["ended"].to_pylist() if one] if "ended" in table.column_names else []
+        done: dict[_Key, WindowEnded] = {(one.scene_id, one.window): one for one in told}
+        todo = [task for task in tasks if _key(task) not in done]
+        pixels = None
+        if "pixels" in table.column_names:
+            pixels = (unpack_pixels(one) for one in table["pixels"].to_pylist() if one)
+        parts = deque(tasks[at : at + self._told_together] for at in range(0, len(tasks), self._told_together))
+        for ending in self._worker.run(self._begin(todo), pixels):
+            done[_key(ending.task)] = ended(ending.task, ending)
+            self._meter.window(ending)
+            while parts and all(_key(task) in done for task in parts[0]):
+                yield self._outcome(parts.popleft(), done)
         self._meter.waited(self._worker.waited_s)
-        return pa.Table.from_pylist(outcomes, schema=OUTCOME)
+        for part in parts:
+            yield self._outcome(part, done)
 
-    def _begin(self, tasks: Iterable[Task], begun: list[Task]) -> Iterator[Task]:
-        for task in tasks:
-            if self._rest.is_up():
-                return
-            begun.append(task)
-            yield task
+    def _outcome(self, tasks: list[Task], done: dict[_Key, WindowEnded]) -> pa.Table:
+        told = tuple(done.get(_key(task)) or ended(task, None) for task in tasks)
+        return pack(Outcome(self._ready_at, windows=told))
+
+    def _begin(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        return takewhile(lambda _: not self._rest.is_up(), tasks)
+
+
+def _key(task: Task) -> _Key:
+    return task.plan.scene.id, task.window
 
 
 class Publisher:

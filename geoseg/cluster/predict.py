@@ -13,7 +13,7 @@ from geoseg.cluster.metrics import SceneMeter
 from geoseg.cluster.operators import PredictWindows, read_windows
 from geoseg.cluster.resources import Workers, plan_workers
 from geoseg.cluster.resting import forget
-from geoseg.cluster.rows import PlannedScenes, list_scene_windows
+from geoseg.cluster.rows import PlannedScenes, Sizes, list_scene_windows
 from geoseg.cluster.session import session, settings
 from geoseg.config import ClusterConfig
 from geoseg.predict.drain import Drain
@@ -22,6 +22,7 @@ from geoseg.predict.plan import RunSpec
 from geoseg.predict.turns import Turn
 
 _RETRIES = 1
+_MOST_IN_SHARE = 16  # times the least: a minute's work of a CPU
 # Ray Data does not replace a worker that may not restart any more, so some must be to spare; but a worker that cannot so
 # much as start must come to an end.
 _RESTARTS = 32
@@ -53,7 +54,7 @@ def predict_on_cluster(
         driver = Driver(run, ledger, check, drain=drain, publishers=workers.publishers, meter=meter, run_id=run_id)
         for left in ledger.rounds(turns):
             alone = ledger.is_last_round
-            with settings(cluster, rows_per_block=1 if alone else workers.rows_per_block):
+            with settings(cluster):
                 driver.follow(window_outcomes(left, run, cluster, workers, run_id=run_id, alone=alone))
             if drain.asked:
                 forget(run_id)
@@ -64,12 +65,13 @@ def predict_on_cluster(
 def window_outcomes(
     turns: Sequence[Turn], run: RunSpec, cluster: ClusterConfig, workers: Workers, *, run_id: str, alone: bool
 ) -> Dataset:
-    """The chain: turns of scenes go in, a row comes out for each that was planned and for each window that ended.
+    """The chain: turns of scenes go in, an ``Outcome`` comes out for what was planned and for some windows that ended.
 
-    A task that ends its process twice is given up with the rows it has; ``alone`` gives each scene and each window
+    A task that ends its process twice is given up with the windows it has; ``alone`` gives each scene and each window
     that is still to do a task of its own, so that what ends a process takes nothing else along.
     """
-    rows_per_task, at_once = (1, 1) if alone else (workers.rows_per_block, 2)
+    least, at_once = (1, 1) if alone else (workers.rows_per_block, 2)
+    sizes = Sizes(least=least, most=1 if alone else _MOST_IN_SHARE * least, workers=workers.num)
     source = PlannedScenes(turns, run, alone=alone)
     scenes: Dataset = ray.data.read_datasource(
         source,
@@ -78,8 +80,8 @@ def window_outcomes(
         ray_remote_args={"max_retries": _RETRIES, "num_cpus": _PLANNING_CPUS},
     )
     rows: Dataset = scenes.map_batches(
-        partial(list_scene_windows, run=run, rows_per_block=rows_per_task, only_todo=alone),
-        batch_size=1,
+        partial(list_scene_windows, run=run, sizes=sizes, only_todo=alone),
+        batch_size=source.scenes_per_listing,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(workers.read_tasks),
         num_cpus=_LISTING_CPUS,
@@ -95,8 +97,8 @@ def window_outcomes(
         )
     outcomes: Dataset = rows.map_batches(
         PredictWindows,
-        fn_constructor_args=(run, run_id, cluster.read_threads, workers.threads),
-        batch_size=rows_per_task,
+        fn_constructor_args=(run, run_id, cluster.read_threads, workers.threads, least),
+        batch_size=least if cluster.read == "tasks" else 1,  # a row holds a window with its pixels, or a share
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=workers.num, max_tasks_in_flight_per_actor=at_once),
         num_cpus=workers.cpus,

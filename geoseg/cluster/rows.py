@@ -1,11 +1,12 @@
-"""Rows between the operators: descriptors and outcomes with fixed columns and dtypes; pixels only in split mode."""
+"""Rows between the operators: shares of the work, and what came of them, packed; pixels only in split mode."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -21,45 +22,94 @@ from geoseg.predict.plan import RunSpec, plan_from_json
 from geoseg.predict.reading import Task, WindowDone, WindowPixels
 from geoseg.predict.turns import Turn
 from geoseg.raster.raster import Raster
-from geoseg.raster.scene import SceneRef
 from geoseg.raster.window import Window
 
-BYTES_PER_ROW = 3000
+_BYTES_PER_ROW = 3000
 _SCENES_PER_TASK, _FEW_SCENES = 32, 256
+_SCENES_PER_LISTING = 8
+ROW = pa.schema([("packed", pa.binary())])
 
-DESCRIPTOR = pa.schema(
-    [
-        ("kind", pa.string()),  # "scene" opens or settles a scene, "window" is one write window
-        ("scene_id", pa.string()),
-        ("scene_uri", pa.string()),
-        ("plan", pa.string()),
-        ("report", pa.string()),
-        ("error", pa.string()),
-        ("stop", pa.string()),
-        ("again", pa.bool_()),
-        ("denied", pa.bool_()),
-        ("skipped", pa.bool_()),
-        ("turn", pa.int64()),
-        ("num_turns", pa.int64()),
-        ("num_windows", pa.int64()),
-        ("col_off", pa.int64()),
-        ("row_off", pa.int64()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-    ]
-)
-OUTCOME = pa.schema(
-    [
-        *DESCRIPTOR,
-        ("valid_pixels", pa.int64()),
-        ("bytes_fetched", pa.int64()),
-        ("area_km2", pa.float64()),
-        ("ready_at", pa.float64()),
-    ]
-)
 
-_BLANKS = {pa.string(): "", pa.bool_(): False, pa.int64(): 0}
-_BLANK: dict[str, Any] = {field.name: _BLANKS[field.type] for field in DESCRIPTOR}
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A turn of a scene, and what planning found: a plan as JSON, a report when there is nothing to do, or a failure.
+
+    ``num_windows`` are those of the whole scene.
+    """
+
+    turn: Turn
+    found: str | SceneReport | Failure
+    num_windows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a worker is handed together: scenes that are opened, and windows, each with the place of its plan (JSON)."""
+
+    opened: tuple[Opened, ...] = ()
+    plans: tuple[str, ...] = ()
+    windows: tuple[tuple[int, Window], ...] = ()
+
+    def with_windows(self, windows: Iterable[Window]) -> Share:
+        """The share with windows of its last plan besides."""
+        place = len(self.plans) - 1
+        return replace(self, windows=(*self.windows, *((place, window) for window in windows)))
+
+    def tasks(self) -> list[Task]:
+        """The windows with their plans."""
+        return [Task(plan_from_json(self.plans[place]), window) for place, window in self.windows]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEnded:
+    """How a window ended, as the driver wants to know it; ``left``: it was not begun, since the run is to end."""
+
+    scene_id: str
+    window: Window
+    failure: Failure | None = None
+    skipped: bool = False
+    left: bool = False
+    area_km2: float = 0.0
+    bytes_fetched: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a share, or of a part of it. ``ready_at``: when its worker's network stood (seconds since 1970)."""
+
+    ready_at: float
+    opened: tuple[Opened, ...] = ()
+    windows: tuple[WindowEnded, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many windows make a share: ``most`` at the most, fewer towards the end of a scene, and seldom less than ``least``.
+
+    Windows that one worker reads share their borders, and a row costs Ray some milliseconds, so a share is to be large; but the
+    last ones are to end at the same time, so each is at most half of what is left for each of ``workers``.
+    """
+
+    least: int
+    most: int
+    workers: int
+
+    def next(self, left: int) -> int:
+        """The size of the next share when ``left`` windows are left: a power of two times ``least``, as squares of windows are."""
+        size = self.least
+        while 2 * size <= min(self.most, left // (2 * self.workers)):
+            size *= 2
+        return size
+
+
+def pack(told: Share | Outcome | Opened) -> pa.Table:
+    """A row."""
+    return pa.table({"packed": [pickle.dumps(told)]}, schema=ROW)
+
+
+def unpack(packed: bytes) -> Any:
+    """What a row holds; it comes from a process of this run, as all that Ray hands from one to the other."""
+    return pickle.loads(packed)  # noqa: S301
 
 
 class PlannedScenes(Datasource):
@@ -73,12 +123,14 @@ class PlannedScenes(Datasource):
     def __init__(self, turns: Sequence[Turn], run: RunSpec, *, alone: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._turns, self._run = turns, run
-        self._per_task = 1 if alone or len(turns) < _FEW_SCENES else _SCENES_PER_TASK
+        self._is_few = alone or len(turns) < _FEW_SCENES
+        self._per_task = 1 if self._is_few else _SCENES_PER_TASK
         self.num_tasks = -(-len(turns) // self._per_task)
+        self.scenes_per_listing = 1 if self._is_few else _SCENES_PER_LISTING
 
     def estimate_inmemory_data_size(self) -> int | None:
         """A guess for Ray's planner; rows are small and stream."""
-        return len(self._turns) * BYTES_PER_ROW
+        return len(self._turns) * _BYTES_PER_ROW
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -88,89 +140,66 @@ class PlannedScenes(Datasource):
         tasks = []
         for first in range(0, len(self._turns), self._per_task):
             share = self._turns[first : first + self._per_task]
-            size = len(share) * BYTES_PER_ROW
+            size = len(share) * _BYTES_PER_ROW
             metadata = BlockMetadata(num_rows=len(share), size_bytes=size, input_files=None, exec_stats=None)
             read = partial(_plan, share, self._run)
-            tasks.append(ReadTask(read, metadata, schema=DESCRIPTOR, per_task_row_limit=per_task_row_limit))
+            tasks.append(ReadTask(read, metadata, schema=ROW, per_task_row_limit=per_task_row_limit))
         return tasks
 
 
 def _plan(turns: Sequence[Turn], run: RunSpec) -> Iterator[pa.Table]:
     for turn in turns:
-        ref = turn.ref
-        found = prepare_scene(ref, run)
-        row = {**_BLANK, "kind": "scene", "scene_id": ref.id, "scene_uri": ref.uri}
-        row |= {"turn": turn.index, "num_turns": turn.count}
-        if isinstance(found, Failure):
-            row |= failed(found)
-        elif isinstance(found, SceneReport):
-            row |= {"report": json.dumps(asdict(found))}
-        else:
-            row |= {"plan": found.to_json()}
-        yield pa.Table.from_pylist([row], schema=DESCRIPTOR)
+        found = prepare_scene(turn.ref, run)
+        yield pack(Opened(turn, found if isinstance(found, (SceneReport, Failure)) else found.to_json()))
 
 
-def list_scene_windows(table: pa.Table, run: RunSpec, *, rows_per_block: int, only_todo: bool) -> Iterator[pa.Table]:
-    """A scene's row in; the same with the number of all its windows out, then a row for each window of this turn."""
-    (scene,) = table.to_pylist()
-    windows = list_windows(run, plan_from_json(scene["plan"]), only_todo=only_todo) if scene["plan"] else None
-    if isinstance(windows, PlannedWindows):
-        yield pa.Table.from_pylist([{**scene, "num_windows": windows.num}], schema=DESCRIPTOR)
-        row = {**_BLANK, "kind": "window", "scene_id": scene["scene_id"], "plan": scene["plan"]}
-        turn = Turn(SceneRef(scene["scene_id"], scene["scene_uri"]), scene["turn"], scene["num_turns"])
-        rows = ({**row, **asdict(window)} for window in turn.share(windows.each, windows.num))
-        while some := list(islice(rows, rows_per_block)):
-            yield pa.Table.from_pylist(some, schema=DESCRIPTOR)
-    else:
-        yield pa.Table.from_pylist([{**scene, **(failed(windows) if windows else {})}], schema=DESCRIPTOR)
+def list_scene_windows(table: pa.Table, run: RunSpec, *, sizes: Sizes, only_todo: bool) -> Iterator[pa.Table]:
+    """Planned scenes in; out come shares that open them and deal out the windows of these turns.
 
-
-def failed(failure: Failure) -> dict[str, Any]:
-    """A failure as columns of a row."""
-    return {"error": failure.sentence, "stop": failure.stop, "again": failure.again, "denied": failure.denied}
-
-
-def ended(done: WindowDone) -> dict[str, Any]:
-    """How a window ended as columns of its row."""
-    return {"skipped": done.skipped, **(failed(done.failure) if done.failure else {})}
-
-
-def failure_of(row: dict[str, Any]) -> Failure | None:
-    """The failure that a row tells of."""
-    if not row["error"]:
-        return None
-    return Failure(sentence=row["error"], stop=row["stop"], again=row["again"], denied=row["denied"])
-
-
-def window_of(row: dict[str, Any]) -> Window:
-    """The window of a window row."""
-    return Window(row["col_off"], row["row_off"], row["width"], row["height"])
-
-
-def task_of(row: dict[str, Any]) -> Task:
-    """The task that a window row describes."""
-    return Task(plan_from_json(row["plan"]), window_of(row))
-
-
-def report_of(row: dict[str, Any]) -> SceneReport | None:
-    """The report of a scene row that is settled already."""
-    return SceneReport(**json.loads(row["report"])) if row["report"] else None
-
-
-def outcome_row(row: dict[str, Any], done: WindowDone | None, ready_at: float) -> dict[str, Any]:
-    """The outcome of a row; a window's plan goes no further, only a scene's does.
-
-    ``ready_at`` is the time (seconds since 1970) at which the worker's network stood.
+    Small scenes come together in a share, unless a share is to hold one window alone.
     """
-    return {
-        **{name: row[name] for name in DESCRIPTOR.names},
-        **(ended(done) if done else {}),
-        "plan": row["plan"] if row["kind"] == "scene" else "",
-        "valid_pixels": done.valid_pixels if done else 0,
-        "bytes_fetched": done.bytes_fetched if done else 0,
-        "area_km2": done.area_km2 if done else 0.0,
-        "ready_at": ready_at,
-    }
+    waiting = Share()
+    for opened in map(unpack, table["packed"].to_pylist()):
+        windows = list_windows(run, plan_from_json(opened.found), only_todo=only_todo) if _is_plan(opened) else None
+        if not isinstance(windows, PlannedWindows):
+            told = replace(opened, found=windows or opened.found)
+            waiting = replace(waiting, opened=(*waiting.opened, told))
+            continue
+        waiting = Share(
+            (*waiting.opened, replace(opened, num_windows=windows.num)),
+            (*waiting.plans, opened.found),
+            waiting.windows,
+        )
+        if sizes.most == 1:
+            yield pack(waiting)
+            waiting = Share(plans=waiting.plans)
+        each, left = opened.turn.share(windows.each, windows.num), opened.turn.num_windows(windows.num)
+        while len(waiting.windows) + left >= sizes.least:
+            room = sizes.next(len(waiting.windows) + left) - len(waiting.windows)
+            yield pack(waiting.with_windows(islice(each, room)))
+            left, waiting = left - room, Share(plans=(opened.found,))
+        waiting = waiting.with_windows(each)
+    if waiting.opened or waiting.windows:
+        yield pack(waiting)
+
+
+def _is_plan(opened: Opened) -> bool:
+    return isinstance(opened.found, str)
+
+
+def ended(task: Task, done: WindowDone | None) -> WindowEnded:
+    """What the driver is told of a window; None of one that was not begun."""
+    scene_id, window = task.plan.scene.id, task.window
+    if done is None:
+        return WindowEnded(scene_id, window, left=True)
+    return WindowEnded(
+        scene_id,
+        window,
+        done.failure,
+        done.skipped,
+        area_km2=done.area_km2,
+        bytes_fetched=done.bytes_fetched,
+    )
 
 
 def pack_pixels(read: WindowPixels) -> bytes:

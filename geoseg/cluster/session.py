@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import ray
 from ray.data import DataContext, ExecutionResources
 
-from geoseg.cluster.rows import BYTES_PER_ROW
 from geoseg.config import ClusterConfig
 from geoseg.errors import StopError
 
@@ -86,15 +85,14 @@ def _without_greeting() -> Iterator[None]:
 
 
 @contextmanager
-def settings(cluster: ClusterConfig, *, rows_per_block: int) -> Iterator[None]:
+def settings(cluster: ClusterConfig) -> Iterator[None]:
     """Ray Data's settings for the block, put back afterwards.
 
-    Blocks are kept small so that windows spread over the workers and a retry repeats little, a single row where that is
-    asked for; the object store has a ceiling. However many blocks are given up because they end their workers, the job
-    goes on: the ledger knows what is missing.
+    Each row is a block of its own, so that a worker is handed what was meant to go together; the object store has a ceiling.
+    However many blocks are given up because they end their workers, the job goes on: the ledger knows what is missing.
     """
     context = DataContext.get_current().copy()
-    context.target_max_block_size = rows_per_block * BYTES_PER_ROW if rows_per_block > 1 else 1
+    context.target_max_block_size = 1
     context.target_min_block_size = 1
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=cluster.object_store_mib << 20

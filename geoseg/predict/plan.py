@@ -36,6 +36,7 @@ _WASTE = 0.10
 # Features of the first level's width that stand at once; geoseg.model.costs counts them exactly, and takes seconds.
 _PLANES = {"unet": 6, "attention-unet": 6, "resunet": 9, "unet++": 12, "unet3d": 12, "vnet": 6}
 _FLOAT_BYTES = 4
+_KEPT_BYTES = 160 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,28 +196,44 @@ class ScenePlan:
         """How many write windows tile the scene, empty ones included."""
         return num_windows(self.scene.grid.height, self.scene.grid.width, self.window)
 
-    @property
+    @cached_property
     def across(self) -> int:
-        """How many windows side by side come before those below them: as many as a block is wide, and at least 4."""
-        return max(ACROSS, -(-self.scene.block_shape[1] // self.window))
+        """How many windows side by side come before those below them.
+
+        As many as ``_KEPT_BYTES`` of decoded blocks allow, or as many as a block is wide, and at least 4: where one column of
+        windows ends and another begins, blocks are fetched twice.
+        """
+        least = max(ACROSS, -(-self.scene.block_shape[1] // self.window))
+        of_none, of_one = (self._kept_bytes(count, self.stitching) for count in (0, 1))
+        most = max(least, (_KEPT_BYTES - of_none) // max(1, of_one - of_none))
+        cols = -(-self.scene.grid.width // self.window)
+        even = -(-cols // -(-cols // most))
+        return max(least, -(-even // ACROSS) * ACROSS)
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of the decoded blocks under a row of ``across`` windows and their margins, at the level that is read.
+        """Bytes of the decoded blocks that windows yet to come will need, in the plan's order, and of those in work.
 
         While these are kept, no block is fetched or decoded twice in a column of windows. A coarse pass has its own.
         """
-        num_pixels = sum(self._decoded_pixels(each) for each in (self.stitching, self.coarse) if each is not None)
-        return num_pixels * (len(self.scene.bands) * np.dtype(self.scene.dtype).itemsize + self.scene.has_mask)
+        return sum(self._kept_bytes(self.across, each) for each in (self.stitching, self.coarse) if each is not None)
 
-    def _decoded_pixels(self, stitching: Stitching) -> int:
-        num_pixels = len(self.scenes)
-        for axis, count in enumerate((1, self.across)):
-            size, block = stitching.level_shape[axis], self.scene.block_shape[axis]
-            margin = -(-stitching.margin * size // stitching.work_shape[axis])
-            touched = -(-count * self.window * size // stitching.scene_shape[axis]) + 2 * (margin + block)
-            num_pixels *= min(size, touched)
-        return num_pixels
+    def _kept_bytes(self, across: int, stitching: Stitching) -> int:
+        """Those under the lower edge of ``across`` windows, the right edge of a square of them, and two windows."""
+        size, window, margin, edge = stitching.level_shape, list[int](), list[int](), list[int]()
+        for axis, block in enumerate(self.scene.block_shape):
+            window.append(-(-self.window * size[axis] // stitching.scene_shape[axis]))
+            margin.append(-(-stitching.margin * size[axis] // stitching.work_shape[axis]))
+            edge.append(((2 * margin[axis] - 2) // block + 2) * block)
+
+        def touched(axis: int, count: int) -> int:
+            around = 2 * (margin[axis] + self.scene.block_shape[axis])
+            return min(size[axis], count * window[axis] + around) if count else 0
+
+        num_pixels = min(size[0], edge[0]) * touched(1, across)
+        num_pixels += min(size[1], edge[1]) * touched(0, ACROSS) + 2 * touched(0, 1) * touched(1, 1)
+        itemsize = np.dtype(self.scene.dtype).itemsize
+        return num_pixels * len(self.scenes) * (len(self.scene.bands) * itemsize + self.scene.has_mask)
 
     @cached_property
     def area(self) -> PixelArea | None:

@@ -115,7 +115,10 @@ class WindowReader:
 def read_window(
     plan: ScenePlan, reader: SceneReader | StackReader, write: Window
 ) -> tuple[Raster | None, npt.NDArray[np.bool_]]:
-    """The core of a write window with its margin, None when nothing is valid, and the valid pixels (row, col)."""
+    """The core of a write window with its margin, None when nothing is valid, and the valid pixels (row, col).
+
+    Decoded blocks that no window after it in the plan's order needs are the first to be dropped.
+    """
     inside = plan.area.inside(write) if plan.area is not None else None
     stitching = plan.stitching
     around: Raster | None = None
@@ -130,6 +133,9 @@ def read_window(
             around = stitching.read_core(reader, stitching.core(write), plan.bands)
     if inside is not None:
         valid = valid & inside
+    settled = stitching.settled(write)
+    if settled is not None:
+        reader.let_go(settled, level=stitching.level)
     return (around if valid.any() else None), valid
 
 

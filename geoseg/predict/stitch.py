@@ -52,6 +52,21 @@ class Stitching(WorkGrid):
         top, left = write.row_off - core.row_off + self.margin, write.col_off - core.col_off + self.margin
         return around.valid_at_all[top : top + write.height, left : left + write.width]
 
+    def settled(self, write: Window) -> Window | None:
+        """The pixels of the level that are read for a write window and for none below it or to its right; None without any."""
+        (top, bottom), (left, right) = (
+            self._settled_axis(axis, *ends)
+            for axis, ends in enumerate(((write.row_off, write.row_end), (write.col_off, write.col_end)))
+        )
+        return Window(left, top, right - left, bottom - top) if top < bottom and left < right else None
+
+    def _settled_axis(self, axis: int, start: int, end: int) -> tuple[int, int]:
+        first, following = (
+            self.on_level(axis, low, low + 1)[0] if low < self.work_shape[axis] else self.level_shape[axis]
+            for low in (max(0, self._core_axis(axis, at, at + 1)[0] - self.margin) for at in (start, end))
+        )
+        return first, following if end < self.scene_shape[axis] else self.level_shape[axis]
+
     def taps(self, axis: int, start: int, end: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Work-grid indexes and weights (tap, pixel) that make the scene's pixels ``start`` to ``end`` of an axis."""
         return self.to_scene(axis).taps(start, end)

@@ -27,6 +27,10 @@ class Turn:
     index: int = 0
     count: int = 1
 
+    def num_windows(self, num: int) -> int:
+        """How many of a scene's ``num`` windows this turn takes."""
+        return num * (self.index + 1) // self.count - num * self.index // self.count
+
     def share(self, windows: Iterable[Window], num: int) -> Iterator[Window]:
         """Those of a scene's ``num`` windows that this turn takes; each is in one of its turns."""
         return islice(windows, num * self.index // self.count, num * (self.index + 1) // self.count)

@@ -12,11 +12,13 @@ import re
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,7 @@ _PAGE = 64 << 10
 _CACHE_BYTES = 32 << 20
 MAX_CACHE_BYTES = 512 << 20
 _PORTION_BYTES = 32 << 20
+_KNOWN_FILES = 8
 _OLD_JPEG = 6
 _FIRST_YEAR = 1800
 _MEMORY_NAME = r"[\w./-]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}[\w./-]*"
@@ -139,6 +142,13 @@ class _DecodedBlocks:
         """Keep up to ``num_bytes`` from now on, if that is more than before."""
         with self._lock:
             self._max_bytes = max(self._max_bytes, num_bytes)
+
+    def let_go(self, keys: Iterable[_Key]) -> None:
+        """Drop these before all others, when there is no room."""
+        with self._lock:
+            for key in keys:
+                if key in self._blocks:
+                    self._blocks.move_to_end(key, last=False)
 
     def get(self, keys: Sequence[_Key], decode: Callable[[list[_Key]], list[_Block]]) -> list[_Block]:
         """The block of each key; those that are neither here nor being decoded elsewhere go to ``decode`` together.
@@ -267,6 +277,22 @@ class GeoTiff:
         """
         return self._read(level, bands, box, mask=False)
 
+    def let_go(self, level: int, box: tuple[int, int, int, int]) -> None:
+        """Let those decoded blocks of a level and of its mask be dropped first that end within a box and are under it."""
+        there = [(self.images[level], False), *([(self.masks[level], True)] if self.masks else [])]
+        for directory, mask in there:
+            ranges = []
+            for axis, (start, end) in enumerate((box[:2], box[2:])):
+                size, block = directory.shape[axis], directory.block_shape[axis]
+                ranges.append(range(start // block, end // block if end < size else -(-size // block)))
+            for plane in range(directory.num_planes):
+                prefix = self._prefix(level, mask, plane)
+                _DECODED.let_go((*prefix, *place) for place in product(*ranges))
+
+    def _prefix(self, level: int, mask: bool, plane: int) -> _Key:  # noqa: FBT001
+        """What the keys of a plane's decoded blocks begin with; row and column follow."""
+        return self.uri, self.file.etag, level, mask, plane
+
     def read_mask(self, level: int, box: tuple[int, int, int, int]) -> npt.NDArray[Any]:
         """The internal mask (row, col), 0 where there is no data."""
         pixels: npt.NDArray[Any] = self._read(level, (0,), box, mask=True)[0]
@@ -312,9 +338,9 @@ class GeoTiff:
             return self._decode(directory, index, plane, [key[-2:] for key in keys])
 
         touched = index.places(*box, plane=plane)
-        block_bytes = directory.block_bytes
+        prefix, block_bytes = self._prefix(*what, plane), directory.block_bytes
         for places in index.portions(touched, plane=plane, block_bytes=block_bytes, max_bytes=_PORTION_BYTES):
-            keys = [(self.uri, self.file.etag, *what, plane, *place) for place in places]
+            keys = [(*prefix, *place) for place in places]
             yield from zip(places, _DECODED.get(keys, decode), strict=True)
 
     def _decode(
@@ -336,6 +362,19 @@ class GeoTiff:
             pixels = dataset.read([plane + 1] if num_planes > 1 else None)
         # Copies, since a block that is kept would keep alive all those that it was decoded with.
         return [pixels[:, at * rows : (at + 1) * rows].copy() for at in range(len(places))]
+
+
+@lru_cache(maxsize=_KNOWN_FILES)
+def _known(uri: str, size: int, etag: str) -> GeoTiff:
+    return GeoTiff(uri, size=size, etag=etag)
+
+
+def open_geotiff(uri: str, *, size: int, etag: str) -> GeoTiff:
+    """The GeoTIFF of this name and version; the headers of the last few are known, and not read again.
+
+    Raises as ``GeoTiff`` does, and what the store raises.
+    """
+    return _known(uri, size, etag) if etag else GeoTiff(uri, size=size, etag=etag)
 
 
 def _overviews(images: list[tiff.Directory]) -> list[tiff.Directory]:
@@ -408,7 +447,7 @@ def _speaking_of(name: str) -> Iterator[None]:
 
 
 def _describe(ref: SceneRef, info: store.ObjectInfo, options: ReadOptions) -> Scene:
-    geotiff = GeoTiff(ref.uri, size=info.size, etag=info.etag)
+    geotiff = open_geotiff(ref.uri, size=info.size, etag=info.etag)
     shape = geotiff.levels()[0]
     with geotiff.header() as dataset:
         dtype = _one_dtype(dataset)
@@ -520,7 +559,7 @@ class SceneReader:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         with _speaking_of(scene.id):
-            self._geotiff = GeoTiff(scene.uri, size=scene.size, etag=scene.etag)
+            self._geotiff = open_geotiff(scene.uri, size=scene.size, etag=scene.etag)
             self._sidecar = _open_sidecar(scene) if scene.mask_etag is not None else None
 
     @property
@@ -574,6 +613,13 @@ class SceneReader:
         if valid is None:
             valid = np.ones((window.height, window.width), np.bool_)
         return self._without_unstored(valid, 0, box)
+
+    def let_go(self, window: Window, *, level: int = 0) -> None:
+        """Let the decoded blocks that end within a window of the level be dropped first: nothing will want them again."""
+        box = self._box(window, level)
+        self._geotiff.let_go(level, box)
+        if self._sidecar is not None:
+            self._sidecar.let_go(level, box)
 
     def _valid_by_mask(self, level: int, box: tuple[int, int, int, int]) -> npt.NDArray[np.bool_] | None:
         if self._sidecar is not None:
@@ -636,7 +682,7 @@ def _open_sidecar(scene: Scene) -> GeoTiff:
         if info.etag != scene.mask_etag:
             raise SceneChangedError("was replaced while the run was reading it; run again to take the new version")
         try:
-            sidecar = GeoTiff(info.uri, size=info.size, etag=info.etag)
+            sidecar = open_geotiff(info.uri, size=info.size, etag=info.etag)
         except NotGeoTiffError as error:
             raise SceneReadError(str(error)) from error
         if sidecar.levels()[0] != scene.levels[0]:

@@ -55,6 +55,12 @@ class StackReader:
         rasters = [reader.read(window, bands, level=level) if reader else None for reader in self._each]
         return Raster.stacked(rasters)
 
+    def let_go(self, window: Window, *, level: int = 0) -> None:
+        """See ``SceneReader``."""
+        for reader in self._present:
+            if isinstance(reader, SceneReader):
+                reader.let_go(window, level=level)
+
     def read_valid(self, window: Window, bands: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """Pixels (row, col) that are valid at any date."""
         valid: npt.NDArray[np.bool_] = np.logical_or.reduce([one.read_valid(window, bands) for one in self._present])

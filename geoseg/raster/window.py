@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from geoseg.errors import ConfigError
 
@@ -49,13 +50,19 @@ def plan_windows(height: int, width: int, size: int, *, across: int = ACROSS) ->
 
     ``size`` is 512 times a power of two, so that a window holds whole blocks of the mask and of its first overviews.
     The order keeps neighbours close in time, so that blocks decoded for one serve the next: from top to bottom in
-    columns of ``across`` windows side by side. Nothing else depends on it.
+    columns of ``across`` windows side by side, and there in squares of 4 x 4, so that some that follow each other have
+    little edge. Nothing else depends on it.
     """
     check_window_size(size)
     rows, cols = -(-height // size), -(-width // size)
     for first_col in range(0, cols, across):
-        for row in range(rows):
-            for col in range(first_col, min(first_col + across, cols)):
+        end_col = min(first_col + across, cols)
+        for first_row, col_of_square in product(range(0, rows, ACROSS), range(first_col, end_col, ACROSS)):
+            square = (
+                range(first_row, min(first_row + ACROSS, rows)),
+                range(col_of_square, min(col_of_square + ACROSS, end_col)),
+            )
+            for row, col in product(*square):
                 row_off, col_off = row * size, col * size
                 yield Window(col_off, row_off, min(size, width - col_off), min(size, height - row_off))
 

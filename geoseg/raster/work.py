@@ -47,20 +47,25 @@ class WorkGrid:
         return Raster(*(one.take(rows, -2).take(cols, -1) for one in (inside.pixels, inside.valid)))
 
     def _read_box(self, reader: SceneReader | StackReader, box: Box, bands: tuple[int, ...]) -> Raster:
-        if self.level_shape == self.work_shape:
-            window = Window(box[2], box[0], box[3] - box[2], box[1] - box[0])
-            return reader.read(window, bands, level=self.level)
-        row_axis, col_axis = (Axis(self.level_shape[axis], self.work_shape[axis]) for axis in (0, 1))
-        row_start, row_end = row_axis.span(box[0], box[1])
-        col_start, col_end = col_axis.span(box[2], box[3])
+        row_start, row_end = self.on_level(0, box[0], box[1])
+        col_start, col_end = self.on_level(1, box[2], box[3])
         source = reader.read(
             Window(col_start, row_start, col_end - col_start, row_end - row_start), bands, level=self.level
         )
+        if self.level_shape == self.work_shape:
+            return source
+        row_axis, col_axis = (Axis(self.level_shape[axis], self.work_shape[axis]) for axis in (0, 1))
         resampled = [
             Raster(*resample(one.pixels, one.valid, row_axis, col_axis, box, (row_start, col_start)))
             for one in source.dates()
         ]
         return resampled[0] if source.valid.ndim == 2 else Raster.stacked(resampled)
+
+    def on_level(self, axis: int, start: int, end: int) -> tuple[int, int]:
+        """The pixels of the level, from and up to, that pixels ``start`` to ``end`` of the work grid are made from."""
+        if self.level_shape == self.work_shape:
+            return start, end
+        return Axis(self.level_shape[axis], self.work_shape[axis]).span(start, end)
 
 
 def work_grid(levels: tuple[tuple[int, int], ...], factor: float) -> WorkGrid:

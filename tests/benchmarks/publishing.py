@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from kit.cogs import blobs, grid, profile
-from memory import peak_bytes
+from kit.measured import peak_bytes
 
 from geoseg.raster import cog, store
 from geoseg.raster.cog import CogAssembler, encode_window, pack_blocks

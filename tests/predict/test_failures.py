@@ -24,9 +24,10 @@ from geoseg.predict.predictor import Predictor
 from geoseg.predict.progress import Progress
 from geoseg.predict.publish import publish_scene
 from geoseg.predict.reading import Task, WindowReader
+from geoseg.predict.turns import Turn
 from geoseg.predict.worker import Worker
 from geoseg.raster import store
-from geoseg.raster.scene import list_scenes
+from geoseg.raster.scene import SceneRef, list_scenes
 from geoseg.raster.synthetic import synthetic_image
 from geoseg.raster.window import WindowSet
 from geoseg.run import RunReport, make_run_spec
@@ -327,19 +328,24 @@ def test_skipped_windows_are_no_work_done(scenes: Path, bundle: Path, tmp_path: 
 
 
 def test_listed_windows_do_not_depend_on_what_was_done(scenes: Path, bundle: Path, tmp_path: Path) -> None:
-    from geoseg.cluster.rows import _BLANK, DESCRIPTOR, list_scene_windows, pa
+    from geoseg.cluster.rows import Opened, Share, Sizes, list_scene_windows, pack, unpack
 
     run = spec(scenes, tmp_path / "out", bundle)
     plan = planned(scenes, run)
-    row = {**_BLANK, "kind": "scene", "scene_id": "bad", "plan": plan.to_json(), "num_turns": 1}
-    table = pa.Table.from_pylist([row], schema=DESCRIPTOR)
-    first = list(list_scene_windows(table, run, rows_per_block=2, only_todo=False))
+    table = pack(Opened(Turn(SceneRef("bad", plan.scene.uri)), plan.to_json()))
+    sizes = Sizes(least=2, most=2, workers=1)
+
+    def listed() -> list[Share]:
+        tables = list_scene_windows(table, run, sizes=sizes, only_todo=False)
+        return [unpack(packed) for told in tables for packed in told["packed"].to_pylist()]
+
+    first = listed()
     make_parts(run, plan)
-    second = list(list_scene_windows(table, run, rows_per_block=2, only_todo=False))
+    second = listed()
     publish_scene(run, plan)
-    third = list(list_scene_windows(table, run, rows_per_block=2, only_todo=False))
+    third = listed()
     assert first == second == third
-    assert [len(table) for table in first] == [1, 2, 2]
+    assert [(len(share.opened), len(share.windows)) for share in first] == [(1, 2), (0, 2)]
 
 
 def test_a_million_windows_fit_a_small_set() -> None:

@@ -14,9 +14,10 @@ from kit.scenes import tiny_bundle, write_scene
 from geoseg.config import load_job
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.reading import Task, WindowReader
-from geoseg.raster import geotiff
+from geoseg.raster import geotiff, tiff
 from geoseg.raster.geotiff import MAX_CACHE_BYTES, SceneReader, cache_bytes, keep_decoded
 from geoseg.raster.scene import SceneRef
+from geoseg.raster.window import plan_windows
 from geoseg.run import make_run_spec, plan_job
 
 MIB = 1 << 20
@@ -71,6 +72,50 @@ def test_each_byte_comes_once(build: str, tmp_path: Path) -> None:
     assert fetched >= 0.99 * path.stat().st_size
     assert geotiff._DECODED._held <= cache_bytes(plan.decoded_bytes)
     assert peak < cache_bytes(plan.decoded_bytes) + 2 * SLACK, f"{peak / MIB:.0f} MiB"
+
+
+def test_a_wide_scene_of_tiles_comes_once_from_room_for_the_edges_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for all blocks under a row of windows; those that no later window needs make place for the others."""
+    monkeypatch.setattr(geotiff, "_CACHE_BYTES", MIB)
+    monkeypatch.setattr(geotiff, "_DECODED", geotiff._DecodedBlocks(MIB))
+    tiled = {"tiled": True, "blockxsize": 256, "blockysize": 256}
+    path = write_scene(tmp_path / "scene.tif", ramps(1536, 16_384), **tiled)
+    run, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=512)
+    assert plan.across == 32
+    assert plan.decoded_bytes < 40 * MIB < 3 * 16_384 * (512 + 2 * 256)
+    reader = WindowReader(run)
+    fetched = sum(reader.read(task).bytes_fetched for task in tasks_of(plan))
+    assert fetched <= 1.005 * path.stat().st_size
+
+
+def test_headers_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_scene(tmp_path / "scene.tif", ramps(300, 300))
+    opened: list[str] = []
+    directories = tiff.read_directories
+
+    def noted(*arguments: Any) -> Any:
+        opened.append("once")
+        return directories(*arguments)
+
+    monkeypatch.setattr(tiff, "read_directories", noted)
+    run, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=512)
+    WindowReader(run).read(tasks_of(plan)[0])
+    assert opened == ["once"]
+    write_scene(path, ramps(300, 301))
+    _, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=512)
+    assert plan.scene.grid.width == 301
+
+
+@pytest.mark.parametrize("across", [4, 8, 12])
+def test_windows_come_in_squares_each_once(across: int) -> None:
+    windows = list(plan_windows(4000, 6000, 512, across=across))
+    corners = [(window.row_off // 512, window.col_off // 512) for window in windows]
+    assert sorted(corners) == [(row, col) for row in range(8) for col in range(12)]
+    assert sum(window.width * window.height for window in windows) == 4000 * 6000
+    for first in range(0, 96, 16):
+        assert len({(row // 4, col // 4) for row, col in corners[first : first + 16]}) == 1
 
 
 def test_the_plan_tells_of_the_blocks_that_are_kept(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from geoseg.config import load_job
 from geoseg.predict.drain import Drain
 from geoseg.predict.ledger import Ledger, prepare_scene
 from geoseg.predict.local import predict_locally
-from geoseg.predict.plan import RunSpec, ScenePlan
+from geoseg.predict.plan import RunSpec, ScenePlan, plan_from_json
 from geoseg.predict.progress import Progress
+from geoseg.predict.reading import Task, WindowDone
 from geoseg.predict.turns import Turn, take_turns
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.versions import Versions
@@ -159,22 +162,99 @@ def test_a_scene_is_planned_on_a_cluster_when_it_has_its_turn(scenes: Path, bund
     for turns in ([Turn(ref, 1, 2) for ref in refs], [Turn(ref) for ref in refs] * 40):
         source = rows.PlannedScenes(turns, run, alone=False)
         tables = [table for task in source.get_read_tasks(1) for table in task()]
-        told = [row for table in tables for row in table.to_pylist()]
-        assert [(row["scene_id"], row["turn"], row["num_turns"]) for row in told] == [
-            (turn.ref.id, turn.index, turn.count) for turn in turns
-        ]
+        assert [one.turn for one in unpacked(tables)] == turns
         assert len(source.get_read_tasks(1)) == source.num_tasks
 
 
 def test_a_turn_lists_its_windows_and_tells_how_many_the_scene_has(scenes: Path, bundle: str, tmp_path: Path) -> None:
     rows = pytest.importorskip("geoseg.cluster.rows")
     run, (huge, *_) = run_of(scenes, tmp_path, bundle)
-    listed: list[tuple[int, int]] = []
+    sizes = rows.Sizes(least=5, most=5, workers=1)
+    listed: list[Window] = []
     for index in range(3):
         (task,) = rows.PlannedScenes([Turn(huge, index, 3)], run, alone=False).get_read_tasks(1)
         (table,) = task()
-        first, *others = rows.list_scene_windows(table, run, rows_per_block=5, only_todo=False)
-        assert first.to_pylist()[0]["num_windows"] == 16
-        listed += [(row["col_off"], row["row_off"]) for other in others for row in other.to_pylist()]
+        first, *others = unpacked(rows.list_scene_windows(table, run, sizes=sizes, only_todo=False))
+        assert [one.num_windows for one in first.opened] == [16]
+        assert not any(share.opened for share in others)
+        listed += [window for share in (first, *others) for _, window in share.windows]
         assert len(listed) == 16 * (index + 1) // 3
     assert len(set(listed)) == 16
+
+
+def test_shares_are_large_at_first_and_small_in_the_end(scenes: Path, bundle: str, tmp_path: Path) -> None:
+    """16 windows for 2 workers; then small scenes, of which several come together unless each is to be alone."""
+    rows = pytest.importorskip("geoseg.cluster.rows")
+    run, refs = run_of(scenes, tmp_path, bundle)
+    table = rows.pa.concat_tables(
+        table
+        for task in rows.PlannedScenes(list(map(Turn, refs)), run, alone=False).get_read_tasks(1)
+        for table in task()
+    )
+
+    def sizes_of(sizes: Any) -> list[tuple[int, int]]:
+        shares = unpacked(rows.list_scene_windows(table, run, sizes=sizes, only_todo=False))
+        told = [plan_from_json(share.plans[place]).scene.id for share in shares for place, _ in share.windows]
+        assert sorted(told) == sorted(["a-huge"] * 16 + [ref.id for ref in refs[1:]])
+        assert [one.turn.ref for share in shares for one in share.opened] == refs
+        return [(len(share.opened), len(share.windows)) for share in shares]
+
+    assert sizes_of(rows.Sizes(least=2, most=64, workers=2)) == [
+        (1, 4), (0, 2), (0, 2), (0, 2), (0, 2), (0, 2), (0, 2), (2, 2), (2, 2), (2, 2)
+    ]  # fmt: skip
+    alone = sizes_of(rows.Sizes(least=1, most=1, workers=2))
+    assert sorted(set(alone)) == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("num_begun", [16, 9, 0])
+def test_a_share_gives_the_same_rows_whenever_it_is_worked_on(
+    num_begun: int, scenes: Path, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order windows end, and whether they are begun: of a second try Ray drops as many rows as came of the first."""
+    rows, operators = (pytest.importorskip(f"geoseg.cluster.{name}") for name in ("rows", "operators"))
+    run, (huge, *_) = run_of(scenes, tmp_path, bundle)
+    (task,) = rows.PlannedScenes([Turn(huge)], run, alone=True).get_read_tasks(1)
+    (table,) = rows.list_scene_windows(*task(), run, sizes=rows.Sizes(least=16, most=16, workers=1), only_todo=False)
+    actor = operators.PredictWindows.__new__(operators.PredictWindows)
+    actor._ready_at, actor._told_together = 1.0, 5
+    actor._worker, actor._meter, actor._rest = Backwards(), Silent(), Silent()
+    monkeypatch.setattr(Silent, "asked", -num_begun)
+    first, *others = unpacked(actor(table))
+    assert [one.turn.ref for one in first.opened] == [huge]
+    assert [len(outcome.windows) for outcome in others] == [5, 5, 5, 1]
+    ended = [one for outcome in others for one in outcome.windows]
+    assert [one.window for one in ended] == [task.window for share in unpacked([table]) for task in share.tasks()]
+    assert [one.left for one in ended] == [False] * num_begun + [True] * (16 - num_begun)
+
+
+class Backwards:
+    """A worker that takes all windows and tells of the last one first."""
+
+    waited_s = 0.0
+
+    def run(self, tasks: Iterable[Task], _: None) -> list[WindowDone]:
+        """See ``Worker``."""
+        return [WindowDone(task=task) for task in tasks][::-1]
+
+
+class Silent:
+    """A meter that nobody reads, and a sign that goes up when it was asked some times."""
+
+    asked = 0
+
+    def window(self, done: WindowDone) -> None:
+        """See ``WindowMeter``."""
+
+    def waited(self, in_all_s: float) -> None:
+        """See ``WindowMeter``."""
+
+    def is_up(self) -> bool:
+        """See ``RestSign``."""
+        Silent.asked += 1
+        return Silent.asked > 0
+
+
+def unpacked(tables: Iterable[Any]) -> list[Any]:
+    """What the rows of some tables hold."""
+    rows = pytest.importorskip("geoseg.cluster.rows")
+    return [rows.unpack(packed) for table in tables for packed in table["packed"].to_pylist()]
