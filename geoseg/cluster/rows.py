@@ -24,6 +24,7 @@ from geoseg.predict.turns import Turn
 from geoseg.raster.raster import Raster
 from geoseg.raster.window import Window
 
+_SMALL_WINDOW = 1024
 _BYTES_PER_ROW = 3000
 _SCENES_PER_TASK, _FEW_SCENES = 32, 256
 _SCENES_PER_LISTING = 8
@@ -93,6 +94,14 @@ class Sizes:
     least: int
     most: int
     workers: int
+
+    def of(self, window: int) -> Sizes:
+        """The same for windows of this side: what is said is meant for small ones, and twice the side takes four times as long.
+
+        Half as many then, so that one is still read while another is computed.
+        """
+        fewer = max(1, (window // _SMALL_WINDOW) ** 2 // 2)
+        return replace(self, least=max(1, self.least // fewer), most=max(1, self.most // fewer))
 
     def next(self, left: int) -> int:
         """The size of the next share when ``left`` windows are left: a power of two times ``least``, as squares of windows are."""
@@ -174,8 +183,9 @@ def list_scene_windows(table: pa.Table, run: RunSpec, *, sizes: Sizes, only_todo
             yield pack(waiting)
             waiting = Share(plans=waiting.plans)
         each, left = opened.turn.share(windows.each, windows.num), opened.turn.num_windows(windows.num)
-        while len(waiting.windows) + left >= sizes.least:
-            room = sizes.next(len(waiting.windows) + left) - len(waiting.windows)
+        here = sizes.of(windows.plan.window)
+        while len(waiting.windows) + left >= here.least:
+            room = max(0, here.next(len(waiting.windows) + left) - len(waiting.windows))
             yield pack(waiting.with_windows(islice(each, room)))
             left, waiting = left - room, Share(plans=(opened.found,))
         waiting = waiting.with_windows(each)

@@ -152,8 +152,10 @@ def test_a_small_thing_in_one_cell_is_found_and_that_cell_alone_is_seen_at_full_
 ) -> None:
     pixels = plain_ground((CELL + 60, 2 * CELL + 90))
     scene = write_scene(tmp_path / "scene.tif", pixels, nodata=0)
-    file = predict(scene, tmp_path / "out", bundle, coarse=4, coarse_threshold=LIKELY, probabilities=True)
-    full = predict(scene, tmp_path / "full", bundle, probabilities=True)
+    file = predict(
+        scene, tmp_path / "out", bundle, coarse=4, coarse_threshold=LIKELY, probabilities=True, precision="float32"
+    )
+    full = predict(scene, tmp_path / "full", bundle, probabilities=True, precision="float32")
     mask, truth = published_mask(str(file)), published_mask(str(full))
     cell = slice(CELL, 2 * CELL), slice(2 * CELL, 3 * CELL)
     np.testing.assert_array_equal(mask[cell], truth[cell])

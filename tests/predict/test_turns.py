@@ -202,6 +202,10 @@ def test_shares_are_large_at_first_and_small_in_the_end(scenes: Path, bundle: st
     assert sizes_of(rows.Sizes(least=2, most=64, workers=2)) == [
         (1, 4), (0, 2), (0, 2), (0, 2), (0, 2), (0, 2), (0, 2), (2, 2), (2, 2), (2, 2)
     ]  # fmt: skip
+    wide = rows.Sizes(least=4, most=64, workers=2)
+    assert [wide.of(window) for window in (512, 1024, 2048, 8192)] == [
+        wide, wide, rows.Sizes(least=2, most=32, workers=2), rows.Sizes(least=1, most=2, workers=2)
+    ]  # fmt: skip
     alone = sizes_of(rows.Sizes(least=1, most=1, workers=2))
     assert sorted(set(alone)) == [(0, 1), (1, 0)]
 
