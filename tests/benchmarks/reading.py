@@ -148,7 +148,8 @@ def plain(
 ) -> None:
     """Print the first table. Requests are counted in a round of their own, since the relay takes its time."""
     print(
-        f"{'layout':<15} {'window':>6} {'threads':>7} {'MB':>7} {'fetched':>8} {'requests':>8} {'Mpx/s':>7} {'ratio':>6} {'CPU':>5}",
+        f"{'layout':<15} {'window':>6} {'threads':>7} {'MB':>7} {'fetched':>8} {'requests':>8} {'Mpx/s':>7} "
+        f"{'ratio':>6} {'CPU':>5}",
         flush=True,
     )
     mpx = options.side**2 / 1e6
