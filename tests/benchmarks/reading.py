@@ -5,8 +5,9 @@
 Scenes lie in an S3 server on this machine, behind a relay that counts requests. Their windows are read in the plan's order, with
 the margin of the shipped bundle, by the threads that a worker reads ahead with; no network runs. ``fetched`` is the bytes that
 came by the bytes needed, which are the file's without its overviews; ``requests`` are all that planning and reading send;
-``ratio`` is the rate by that of rasterio, which decodes each block once from memory with as many threads. A second table reads
-the same scenes through Ray: the plain loop and two workers that are handed windows side by side, with a network of a few channels.
+``ratio`` is the rate by that of rasterio, which decodes each block once from memory with as many threads, and ``CPU`` the same of
+CPU time in this process: where the server has no cores of its own, the first is mostly its work. A second table reads the same
+scenes through Ray: the plain loop and two workers that are handed windows side by side, with a network of a few channels.
 """
 
 from __future__ import annotations
@@ -107,25 +108,25 @@ def nothing_known() -> Iterator[None]:
         yield
 
 
-def read_scene(uri: str, run: RunSpec, *, threads: int) -> tuple[int, float]:
-    """Plan a scene and read all of its windows; the bytes fetched, and the seconds of reading."""
+def read_scene(uri: str, run: RunSpec, *, threads: int) -> tuple[int, float, float]:
+    """Plan a scene and read all of its windows; the bytes fetched, and the seconds of reading, by the clock and of CPU."""
     with nothing_known(), counted() as fetched, ThreadPoolExecutor(threads) as pool:
         found = prepare_windows(SceneRef("scene", uri), run, only_todo=False)
         assert isinstance(found, PlannedWindows), found
         reader = WindowReader(run)
         waiting: deque[Future[Any]] = deque()
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for window in found.each:
             waiting.append(pool.submit(reader.read, Task(found.plan, window)))
             if len(waiting) > threads + 1:
                 assert isinstance(waiting.popleft().result(), WindowPixels)
         for last in waiting:
             assert isinstance(last.result(), WindowPixels)
-        return fetched[0], time.perf_counter() - start
+        return fetched[0], time.perf_counter() - start, time.process_time() - cpu
 
 
-def decode_from_memory(data: bytes, *, threads: int) -> float:
-    """Seconds in which rasterio decodes the full image once, in shares of its rows."""
+def decode_from_memory(data: bytes, *, threads: int) -> tuple[float, float]:
+    """Seconds, by the clock and of CPU, in which rasterio decodes the full image once, in shares of its rows."""
 
     def share(start: int, end: int) -> None:
         with MemoryFile(data) as memory, memory.open(driver="GTiff") as dataset:
@@ -137,9 +138,9 @@ def decode_from_memory(data: bytes, *, threads: int) -> float:
     edges = np.linspace(0, height // 512, threads + 1).astype(int) * 512
     edges[-1] = height
     with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         list(pool.map(share, edges[:-1].tolist(), edges[1:].tolist()))
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu
 
 
 def plain(
@@ -147,7 +148,8 @@ def plain(
 ) -> None:
     """Print the first table. Requests are counted in a round of their own, since the relay takes its time."""
     print(
-        f"{'layout':<15} {'window':>6} {'threads':>7} {'MB':>7} {'fetched':>8} {'requests':>8} {'Mpx/s':>7} {'ratio':>6}",
+        f"{'layout':<15} {'window':>6} {'threads':>7} {'MB':>7} {'fetched':>8} {'requests':>8} {'Mpx/s':>7} "
+        f"{'ratio':>6} {'CPU':>5}",
         flush=True,
     )
     mpx = options.side**2 / 1e6
@@ -158,19 +160,21 @@ def plain(
             run = run_of(uri, str(folder / "none"), window)
             for threads in options.threads:
                 before = relay.counts().requests
-                num_bytes, _ = read_scene(uri, run, threads=threads)
+                num_bytes, *_ = read_scene(uri, run, threads=threads)
                 requests = relay.counts().requests - before
-                rates, ratios = [], []
+                rates, ratios, of_cpu = [], [], []
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setenv("AWS_ENDPOINT_URL", server)
                     for _ in range(options.rounds):
-                        from_memory = decode_from_memory(data, threads=threads)
-                        _, seconds = read_scene(uri, run, threads=threads)
+                        from_memory, least_cpu = decode_from_memory(data, threads=threads)
+                        _, seconds, cpu = read_scene(uri, run, threads=threads)
                         rates.append(mpx / seconds)
                         ratios.append(from_memory / seconds)
+                        of_cpu.append(least_cpu / cpu)
                 print(
                     f"{layout:<15} {window:>6} {threads:>7} {needed / 1e6:>7.1f} {num_bytes / needed:>8.3f} "
-                    f"{requests:>8} {statistics.median(rates):>7.1f} {statistics.median(ratios):>6.2f}",
+                    f"{requests:>8} {statistics.median(rates):>7.1f} {statistics.median(ratios):>6.2f} "
+                    f"{statistics.median(of_cpu):>5.2f}",
                     flush=True,
                 )
 

@@ -81,7 +81,7 @@ def test_a_wide_scene_of_tiles_comes_once_from_room_for_the_edges_alone(
     monkeypatch.setattr(geotiff, "_CACHE_BYTES", MIB)
     monkeypatch.setattr(geotiff, "_DECODED", geotiff._DecodedBlocks(MIB))
     tiled = {"tiled": True, "blockxsize": 256, "blockysize": 256}
-    path = write_scene(tmp_path / "scene.tif", ramps(1536, 16_384), **tiled)
+    path = write_scene(tmp_path / "scene.tif", ramps(2560, 16_384), **tiled)
     run, plan = plan_of(path, tiny_bundle(tmp_path / "bundle"), window=512)
     assert plan.across == 32
     assert plan.decoded_bytes < 40 * MIB < 3 * 16_384 * (512 + 2 * 256)
