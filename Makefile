@@ -30,7 +30,7 @@ bench: install
 	$(BIN)/python tests/benchmarks/end_to_end.py --side 4096
 	$(BIN)/python tests/benchmarks/peers.py --side 4096
 	$(BIN)/python tests/benchmarks/reading.py
-	$(BIN)/python tests/benchmarks/flat.py size
+	$(BIN)/python tests/benchmarks/flat.py size 4096 16384 400000
 
 install: $(STAMP)
 
