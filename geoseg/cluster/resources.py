@@ -18,7 +18,7 @@ _ROWS_ON_CPU, _ROWS_ON_GPU = 4, 32
 class Workers:
     """Device actors: how many, Ray's CPUs and GPUs for each, threads of the network in each, and read tasks at once.
 
-    ``rows_per_block``: windows that a worker is handed together; few where each takes long, so that the last ones spread.
+    ``rows_per_block``: the fewest windows that a worker is handed together; few where each takes long, so that the last spread.
     """
 
     num: int
