@@ -11,8 +11,9 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum |
 demo: install
 	$(BIN)/geoseg demo
 
+# Three processes on two cores, as many tests wait for servers; threads that wait must not spin then.
 test: install
-	$(BIN)/python -m pytest -m "not chaos" --numprocesses 2 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not chaos" --numprocesses 3 --dist loadfile
 
 # Ray's job API comes with the extra; with it each private Ray starts an agent more, so the other tests go without.
 chaos: install

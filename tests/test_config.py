@@ -67,6 +67,7 @@ def test_every_setting_of_pixels_is_in_the_fingerprint_and_no_other() -> None:
         max_seam_score=2,
         uncertainty="entropy",
         coarse=4,
+        precision="float32",
     )
     left_out = {"window", "batch", "aoi", "max_seam_score"}
     assert set(PredictConfig.model_fields) - set(all_in_use.pixel_settings()) == left_out

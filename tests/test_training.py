@@ -88,7 +88,7 @@ def test_the_scores_are_those_of_the_masks_that_predict_publishes(
     trained: tuple[Path, str], folder: Path, tmp_path: Path
 ) -> None:
     out, told = trained
-    report = geoseg.predict(str(folder / "v.tif"), str(tmp_path), bundle=str(out / "bundle"))
+    report = geoseg.predict(str(folder / "v.tif"), str(tmp_path), bundle=str(out / "bundle"), precision="float32")
     with rasterio.open(report.scenes[0].mask) as mask, rasterio.open(folder / "v_classes.tif") as truth:
         mask_hw, truth_hw = mask.read(1), truth.read(1)
     for code, name in enumerate(("background", "building", "road")):

@@ -94,8 +94,9 @@ def test_objects_are_those_of_the_plain_loop(
 
 
 def test_a_coarse_pass_decides_the_same_of_pixels_that_were_read_elsewhere(
-    scenes: Path, bundle: Path, tmp_path: Path
+    scenes: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cog, "PIECE_BYTES", small_pieces.PIECE_BYTES)
     settings = {"bundle": str(bundle), "window": 512, "coarse": 2, "coarse_threshold": 0.8}
     scene = str(scenes / "scene1.tif")
     geoseg.predict(scene, str(tmp_path / "local"), engine="local", **settings)
