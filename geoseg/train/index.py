@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from zipfile import BadZipFile
@@ -16,6 +17,8 @@ from geoseg.raster.window import Window
 from geoseg.train.codes import UNLABELLED
 
 _WINDOW = 2048
+
+_PARSING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +42,12 @@ class CellTable:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> CellTable:
-        """The table that ``to_bytes`` wrote."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+        """The table that ``to_bytes`` wrote.
+
+        One thread at a time: numpy reads headers by Python's parser, which in 3.11 counts its depth for all threads together
+        and gives up with a SystemError when two meet (CPython issue 106905).
+        """
+        with _PARSING, np.load(io.BytesIO(data), allow_pickle=False) as held:
             return cls(int(held["side"]), held["places"], held["labelled"], held["of_class"])
 
 

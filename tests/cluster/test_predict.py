@@ -130,7 +130,8 @@ def test_window_size_does_not_matter_to_the_masks(scenes: Path, bundle: Path, tm
 
 
 @pytest.mark.slow
-def test_a_killed_worker_changes_nothing(bundle: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_changes_nothing(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cog, "PIECE_BYTES", small_pieces.PIECE_BYTES)
     made = synthetic_image(4096, 4096, seed=9)
     scene = write_scene(tmp_path / "in" / "scene.tif", made.pixels_bhw, nodata=0)
     geoseg.predict(str(scene), str(tmp_path / "calm"), bundle=str(bundle), engine="local", window=512)
