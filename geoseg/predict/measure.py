@@ -29,7 +29,7 @@ def tune_device(bundle: Bundle) -> Iterator[str]:
     yield f"{bundle.description.name} on {device_name(device)}"
     yield f"{'window':>6} {'batch':>5} {'Mpx/s':>8}"
     measured = []
-    for one in measure(bundle, PredictConfig(), device=str(device)):
+    for one in measure(bundle, device=str(device)):
         measured.append(one)
         yield f"{one.window:>6} {one.batch:>5} {one.pixels_per_s / 1e6:>8.2f}"
     best = fastest(measured)
@@ -40,18 +40,19 @@ def tune_device(bundle: Bundle) -> Iterator[str]:
     yield f"batch = {best.batch}"
 
 
-def measure(bundle: Bundle, config: PredictConfig, *, device: str, windows: Sequence[int] = ()) -> Iterator[Measured]:
+def measure(bundle: Bundle, *, device: str) -> Iterator[Measured]:
     """The rate of each window and batch that fits the device's memory, from pixels in memory to a mask in memory."""
     set_memory_up()
+    config = PredictConfig()
     predictor, spec = Predictor(bundle, config, device=device), network_spec(bundle, config)
     is_gpu = predictor.device.type == "cuda"
     room = _gpu_bytes(predictor.device) if is_gpu else window_bytes()
     rng = np.random.default_rng(0)
-    for window in windows or WINDOWS:
+    for window in WINDOWS:
         core = -(-window // spec.stride) * spec.stride
         side = core + 2 * spec.margin
         shape = (len(bundle.description.bands) * bundle.description.dates, side, side)
-        low, high = config.scale or bundle.description.value_range
+        low, high = bundle.description.value_range
         valid = np.ones(
             (bundle.description.dates, side, side) if bundle.description.dates > 1 else (side, side), np.bool_
         )
