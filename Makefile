@@ -1,12 +1,15 @@
 # make demo   the main job on a generated scene        make test   the tests
 # make chaos  the tests that kill workers, drivers and nodes
+# make reliability  the tests that measure a promise, and the table of tests/chaos/README.md from what they found
 # make lint   style, types, import contracts           make bench  the benchmarks, with their figures
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test chaos lint bench install
+FIGURES := $(VENV)/figures.jsonl
+
+.PHONY: demo test chaos reliability lint bench install
 
 demo: install
 	$(BIN)/geoseg demo
@@ -19,6 +22,11 @@ test: install
 chaos: install
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev]'
 	$(BIN)/python -m pytest -m chaos
+
+reliability: install
+	rm -f $(FIGURES)
+	GEOSEG_FIGURES=$(abspath $(FIGURES)) $(BIN)/python -m pytest -m figure
+	$(BIN)/python tests/kit/figures.py $(FIGURES) tests/chaos/README.md
 
 lint: install
 	$(BIN)/ruff check .

@@ -8,10 +8,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from kit.figures import Figure, note
 from kit.object_store import ObjectStore, is_installed, running_store
 
 # They would win over, or fail beside, the key and the endpoint that a test sets.
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that note a figure, so that ``-m figure`` runs them all."""
+    for item in items:
+        if "figure" in getattr(item, "fixturenames", ()):
+            item.add_marker("figure")
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Note what a test of a promise measured, as ``figure("R5", "partial scenes seen", 0, goal="0")``."""
+
+    def noted(promise: str, what: str, value: object, *, goal: str = "") -> None:
+        shown = f"{value:,}" if isinstance(value, int) else str(value)
+        note(
+            Figure(promise=promise, what=what, value=shown, goal=goal, test=request.node.nodeid.removeprefix("tests/"))
+        )
+
+    return noted
 
 
 @pytest.fixture(scope="session", autouse=True)
