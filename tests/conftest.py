@@ -16,10 +16,48 @@ OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that note a figure, so that ``-m figure`` runs them all."""
+    """Mark the tests that note a figure, so that ``-m figure`` runs them all, and say which tests stay together.
+
+    Of the processes that share the tests (``--dist loadgroup``) one takes a file's tests, and one takes all that start Ray,
+    first: side by side they would wait for each other's processes, and these tests share one Ray.
+    """
     for item in items:
         if "figure" in getattr(item, "fixturenames", ()):
             item.add_marker("figure")
+        group = "ray" if _starts_ray(item) else str(item.path.relative_to(item.config.rootpath))
+        item.add_marker(pytest.mark.xdist_group(group))
+    if any(hasattr(item.config, "workerinput") for item in items[:1]):
+        items.sort(key=lambda item: not _starts_ray(item))
+
+
+def _starts_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the Ray that tests share with the last of them."""
+    if _starts_ray(item) and (nextitem is None or not _starts_ray(nextitem)):
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture
+def shared_ray() -> None:
+    """Ray runs in this process, one for all tests that want no more of it."""
+    from kit.own_ray import share_ray
+
+    share_ray()
+
+
+@pytest.fixture
+def no_ray_yet() -> Iterator[None]:
+    """No Ray runs in this process, so that the run in the test starts one, with the environment of the test."""
+    from kit.own_ray import no_ray
+
+    with no_ray():
+        yield
 
 
 @pytest.fixture
@@ -29,7 +67,13 @@ def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
     def noted(promise: str, what: str, value: object, *, goal: str = "") -> None:
         shown = f"{value:,}" if isinstance(value, int) else str(value)
         note(
-            Figure(promise=promise, what=what, value=shown, goal=goal, test=request.node.nodeid.removeprefix("tests/"))
+            Figure(
+                promise=promise,
+                what=what,
+                value=shown,
+                goal=goal,
+                test=request.node.nodeid.removeprefix("tests/").partition("@")[0],
+            )
         )
 
     return noted
@@ -47,6 +91,14 @@ def no_own_account() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in OWN_ACCOUNT:
             patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_is_not_last() -> Iterator[None]:
+    """Ray gives its workers the last turn of all processes (niceness 15); beside other tests they would hardly have one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
         yield
 
 

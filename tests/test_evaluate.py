@@ -307,6 +307,7 @@ def test_the_job_that_is_shown_is_one() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.slow
 def test_ray_gives_the_same_files(town: Town, evaluation: tuple[Evaluation, Path], tmp_path: Path) -> None:
     _, alone = evaluation

@@ -349,6 +349,7 @@ def test_the_job_that_is_shown_runs_on_the_data_beside_the_project(tmp_path: Pat
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.slow
 def test_a_night_on_ray_is_told_like_one_in_a_loop(bundles: tuple[Path, Path], pixels: Any, tmp_path: Path) -> None:
     reports = []

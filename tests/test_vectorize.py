@@ -133,6 +133,7 @@ def test_neither_windows_nor_their_order_change_a_byte(out, join, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.slow
 def test_neither_workers_nor_ray_change_a_byte(out):
     seen = []

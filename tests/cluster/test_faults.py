@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from kit import faults
 from kit.oracle import digests, seeded_bundle, write_scene
+from kit.own_ray import own_ray
 
 import geoseg
 from geoseg.cluster.predict import window_outcomes
@@ -34,13 +34,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("faults")
     asked = folder / "asked.json"
     asked.write_text("{}")
-    ray.init(
-        address="local", num_cpus=6, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
-        _temp_dir=str(tmp_path_factory.mktemp("ray")),
-        runtime_env=faults.runtime_env(asked),
-    )  # fmt: skip
-    yield asked
-    ray.shutdown()
+    with own_ray(runtime_env=faults.runtime_env(asked)):
+        yield asked
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 6)])

@@ -17,6 +17,7 @@ import ray
 from kit.metadata import MetadataService, metadata_service
 from kit.object_store import free_ports
 from kit.oracle import digests
+from kit.own_ray import no_ray
 from kit.scenes import noise, tiny_bundle, write_scene
 from ray.cluster_utils import Cluster
 
@@ -106,10 +107,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
     cluster = Cluster(initialize_head=True, head_node_args={**node, "num_cpus": 6, "temp_dir": str(folder)})
     try:
         cluster.add_node(**{**node, "num_cpus": 3})
-        ray.init(address=cluster.address, log_to_driver=False)
-        yield cluster
+        with no_ray():
+            ray.init(address=cluster.address, log_to_driver=False)
+            yield cluster
     finally:
-        ray.shutdown()
         cluster.shutdown()
 
 

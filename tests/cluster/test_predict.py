@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import ray
 from kit import small_pieces
 from kit.oracle import digests, published_mask, seeded_bundle, whole_mask, write_scene
+from kit.own_ray import own_ray
 
 import geoseg
 import geoseg.errors
@@ -56,19 +58,15 @@ def local(scenes: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes that write pieces of files leave their ids."""
+    """Where those that write pieces of files say what they are."""
     return tmp_path_factory.mktemp("notes")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def private_ray(notes: Path, tmp_path_factory: pytest.TempPathFactory):
+def private_ray(notes: Path) -> Iterator[None]:
     """A Ray of our own for the module; the runs below find it there and use it. Files above 8000 bytes are made in pieces."""
-    ray.init(
-        address="local", num_cpus=6, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
-        _temp_dir=str(tmp_path_factory.mktemp("ray")), runtime_env=small_pieces.runtime_env(notes),
-    )  # fmt: skip
-    yield
-    ray.shutdown()
+    with own_ray(runtime_env=small_pieces.runtime_env(notes)):
+        yield
 
 
 @pytest.mark.parametrize(("workers", "read"), [(1, "actor"), (2, "actor"), (4, "actor"), (2, "tasks")])
@@ -89,7 +87,7 @@ def test_objects_are_those_of_the_plain_loop(
     assert report.exit_code == 1
     assert digests(tmp_path) == local
     assert len(local) == 9
-    assert len([*notes.iterdir()]) > 1, "the one process that publishes is not to write all pieces itself"
+    assert [note.name for note in notes.iterdir()] == ["task"], "the actor that publishes is not to write pieces itself"
     assert not list((tmp_path / "_geoseg").rglob("r*c*")), "the parts of published scenes are removed"
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import ray
 import torch
+from kit.object_store import deny
+from kit.own_ray import no_ray, own_ray, share_ray
 from kit.training import scenes, values
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
@@ -26,7 +28,7 @@ from geoseg.cluster.chips import Passes
 from geoseg.cluster.session import session
 from geoseg.cluster.train import train_on_cluster
 from geoseg.config import check
-from geoseg.errors import StopError
+from geoseg.errors import AccessDeniedError, StopError
 from geoseg.run_training import run_training
 from geoseg.train.job import TrainJob
 from geoseg.train.log import MetricsLog
@@ -65,6 +67,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def by_two(folder: Path) -> Path:
     """A training by two Ray workers that nothing disturbs."""
+    share_ray()
     out = folder / "by-two"
     run_training(check(TrainJob, ray_values(folder, out, workers=2), where="the test"), warn=lambda _: None, quiet=True)
     return out
@@ -113,7 +116,7 @@ def test_an_elastic_group_grows_and_shrinks_and_takes_the_steps_of_one_process(
 
     cluster = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        with session(cluster.address, workers=2), ThreadPoolExecutor(1) as thread:
+        with no_ray(), session(cluster.address, workers=2), ThreadPoolExecutor(1) as thread:
             prepared = prepare(job, keep_tables=keep_tables_in_threads)
             trained = thread.submit(train_on_cluster, prepared, job.cluster, tell)
             wait_for_steps_of(1)
@@ -209,10 +212,22 @@ def test_killed_in_each_stage_the_weights_are_those_of_an_undisturbed_run(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_what_is_wrong_ends_all_workers_with_a_sentence(folder: Path, tmp_path: Path) -> None:
     told = ray_values(folder, tmp_path, workers=2)
     told["stage"] = [
         {"chip": 32, "steps": 4, "batch": 4, "chips_per_pass": 2, "learning_rate": 1e30, "schedule": "constant"}
     ]
     with pytest.raises(StopError, match=r"stage 1, step \d: the loss is .* learning_rate"):
+        run_training(check(TrainJob, told, where="the test"), warn=lambda _: None, quiet=True)
+
+
+@pytest.mark.bucket
+@pytest.mark.chaos
+@pytest.mark.timeout(400)
+def test_what_one_worker_alone_meets_ends_the_others_too(folder: Path, bucket: str) -> None:
+    """The first worker may not write its checkpoints; the second waits for its gradients."""
+    deny(bucket, "s3:PutObject", "out/checkpoints/*")
+    told = ray_values(folder, folder, workers=2) | {"out": f"s3://{bucket}/out"}
+    with own_ray(), pytest.raises(AccessDeniedError, match=r"checkpoints/.* access denied"):
         run_training(check(TrainJob, told, where="the test"), warn=lambda _: None, quiet=True)

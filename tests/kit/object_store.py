@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import secrets
@@ -127,6 +128,14 @@ def running_store(directory: Path) -> Iterator[ObjectStore]:
         yield store
     finally:
         store.wipe()
+
+
+def deny(bucket: str, action: str, *resources: str) -> None:
+    """Deny an action on a bucket (no resource) or on some of its keys; the ``AWS_*`` variables lead to its server."""
+    arns = [f"arn:aws:s3:::{bucket}/{key}" for key in resources] or [f"arn:aws:s3:::{bucket}"]
+    statement = {"Effect": "Deny", "Principal": "*", "Action": [action], "Resource": arns}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    boto3.Session().client("s3").put_bucket_policy(Bucket=bucket, Policy=policy)
 
 
 def is_installed() -> bool:

@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import ray
+
 PIECE_BYTES = 8000
 NOTES = "GEOSEG_TEST_PIECES"
 
 
 def runtime_env(notes: Path) -> dict[str, Any]:
-    """What ``ray.init`` takes for it; each process that writes a piece leaves a file in ``notes``, named by its id."""
+    """What ``ray.init`` takes for it; who writes a piece leaves a file in ``notes``, ``task`` or ``actor``."""
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
     return {
@@ -28,7 +30,7 @@ def install() -> None:
     write = upload.Upload.write
 
     def noted(*args: Any) -> str:
-        Path(os.environ[NOTES], str(os.getpid())).touch()
+        Path(os.environ[NOTES], "actor" if ray.get_runtime_context().get_actor_id() else "task").touch()
         return write(*args)
 
     upload.Upload.write = noted

@@ -315,6 +315,7 @@ def test_what_the_scenes_share_can_be_a_key(bundles: dict[str, str], scene: Path
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("no_ray_yet")
 @pytest.mark.parametrize("read", ["tasks"])
 def test_ray_publishes_the_same_bytes(
     read: str, bundles: dict[str, str], scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

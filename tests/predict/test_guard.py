@@ -400,6 +400,7 @@ def test_a_mask_that_stands_above_a_new_limit_of_seams_is_told_and_nothing_to_re
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.slow
 def test_ray_holds_back_what_the_loop_does(bundle: Path, tmp_path: Path) -> None:
     told = []

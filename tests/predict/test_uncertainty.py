@@ -164,6 +164,7 @@ def test_not_a_byte_depends_on_the_cut(way: str, kind: str, scene: Path, bundle:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
 @pytest.mark.slow
 def test_ray_changes_nothing(scene: Path, bundle: str, tmp_path: Path) -> None:
     predict(scene, tmp_path / "loop", bundle, uncertainty="entropy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 import boto3
 import obstore
 import pytest
-from kit.object_store import moto_server
+from kit.object_store import deny, moto_server
 from obstore.store import MemoryStore
 
 from geoseg.errors import (
@@ -342,13 +341,6 @@ KEY_ID = "AKIA" + "IOSFODNN7EXAMPLE"
 def test_secrets_are_not_shown(text: str, shown: str) -> None:
     assert store.redact(text) == shown
     assert store.redact(shown) == shown
-
-
-def deny(bucket: str, action: str, *resources: str) -> None:
-    """Deny an action on the bucket (no resource) or on some of its keys."""
-    arns = [f"arn:aws:s3:::{bucket}/{key}" for key in resources] or [f"arn:aws:s3:::{bucket}"]
-    statement = {"Effect": "Deny", "Principal": "*", "Action": [action], "Resource": arns}
-    s3().put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
 
 
 READS = [store.head, store.exists, lambda uri: store.read_ranges(uri, [(0, 1)])]
