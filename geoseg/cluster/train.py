@@ -128,10 +128,14 @@ def _nothing() -> Any:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """What each worker runs. An error that concerns the job as a whole is told, and ends all workers without another try."""
+    """What each worker runs. An error that concerns the job as a whole is told, and ends all workers without another try.
+
+    It may be one worker's alone, as when the store denies the first one its checkpoint; the others then wait for what that one
+    has to add. So it is raised as well: Ray ends the group, and those that replace it find that training has ended.
+    """
     context = ray.train.get_context()
     desk = config["desk"]
-    if ray.get(desk.has_ended.remote()):  # the others were ended by this, and are replaced
+    if ray.get(desk.has_ended.remote()):
         return
     prepared: Prepared = ray.get(config["prepared"][0])
     group = Group(context.get_world_rank(), context.get_world_size())
@@ -145,6 +149,7 @@ def _train(config: dict[str, Any]) -> None:
         train_share(prepared, config["feed"], tell, group=group, device="cuda" if cuda else "cpu")
     except StopError as error:
         ray.get(desk.put.remote("ended", (type(error).__name__, str(error))))
+        raise
     except GeosegError as error:
         desk.put.remote("warned", f"{error}; trying again from the last checkpoint")
         raise
