@@ -1,0 +1,276 @@
+"""A loopback proxy before an S3 server that does to chosen requests and answers what networks and stores do.
+
+A rule says which requests (method, path, headers, the how manyeth) and which fault. The first rule that fits acts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import random
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+_AWAY_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Answer with an error of S3's; with ``after`` the server has done what was asked all the same."""
+
+    status: int
+    code: str
+    after: bool = False
+
+
+SLOW_DOWN = Say(503, "SlowDown")
+FAILED_AFTER = Say(500, "InternalError", after=True)
+CONFLICT = Say(409, "ConditionalRequestConflict")
+EXPIRED = Say(403, "ExpiredToken")
+DENIED = Say(403, "AccessDenied")
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Do as asked and end the connection at byte ``at`` of the answer, headers included; below 0 counts from its end.
+
+    ``reset``: by RST instead of FIN. ``stall_s``: hold it that long first, with nothing said.
+    """
+
+    at: int
+    reset: bool = False
+    stall_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Send so many bytes too few, with a length header that is true of them."""
+
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Ignore the range that was asked for: 200 and the whole object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """Flip a bit, counted through the body, on the way ``up`` to the server or down from it."""
+
+    bit: int
+    up: bool = False
+
+    def of(self, body: bytes) -> bytes:
+        """The body with the bit flipped, an empty one as it is."""
+        made = bytearray(body)
+        if made:
+            made[self.bit // 8 % len(made)] ^= 1 << self.bit % 8
+        return bytes(made)
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """Let headers of this name not get through."""
+
+    header: str
+
+
+Fault = Say | Cut | Short | Whole | Flip | Without
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Regular expressions for the method, the path with its query, and the headers ("Name: value" lines); which of those.
+
+    Of the requests that fit the first ``skip`` pass, then ``times`` are hit (None: all), each with a ``chance``.
+    """
+
+    fault: Fault
+    method: str = ""
+    path: str = ""
+    headers: str = ""
+    skip: int = 0
+    times: int | None = 1
+    chance: float = 1.0
+
+
+@dataclass
+class FaultProxy:
+    """``endpoint`` leads to the server by way of the proxy; ``seen`` and ``hit`` list requests (method, path)."""
+
+    server: str
+    rules: Sequence[Rule] = ()
+    seed: int = 0
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    hit: list[tuple[str, str]] = field(default_factory=list)
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chance = random.Random(self.seed)
+        self._ending = threading.Event()
+        self._connections: set[socket.socket] = set()
+        self._listener: ThreadingHTTPServer | None = None
+        self.obey(*self.rules)
+
+    @property
+    def endpoint(self) -> str:
+        """The URL of the proxy."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def obey(self, *rules: Rule) -> None:
+        """Follow these rules from now on, and count anew."""
+        with self._lock:
+            self.rules = rules
+            self._fitting = [0] * len(rules)
+            self.seen, self.hit = [], []
+
+    def fault_for(self, method: str, path: str, headers: str) -> Fault | None:
+        """Note a request, and say what is to be done to it."""
+        with self._lock:
+            self.seen.append((method, path))
+            for at, rule in enumerate(self.rules):
+                fits = re.fullmatch(rule.method or ".*", method) and re.search(rule.path, path)
+                if not fits or not re.search(rule.headers, headers):
+                    continue
+                self._fitting[at] += 1
+                past = self._fitting[at] - rule.skip
+                if past > 0 and (rule.times is None or past <= rule.times) and self._chance.random() < rule.chance:
+                    self.hit.append((method, path))
+                    return rule.fault
+            return None
+
+    def serve(self) -> None:
+        """Begin to accept connections, on the port of before."""
+        listener = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
+        listener.daemon_threads = True
+        self._listener, self.port = listener, listener.server_address[1]
+        threading.Thread(target=listener.serve_forever, args=(_AWAY_S,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """End all connections and refuse new ones, until ``serve``."""
+        if self._listener is not None:
+            self._listener.shutdown()
+            self._listener.server_close()
+            self._listener = None
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Refuse for good, and let go of whoever was stalled."""
+        self._ending.set()
+        self.refuse()
+
+    def hold(self, seconds: float) -> None:
+        """Wait, but not beyond the end."""
+        self._ending.wait(seconds)
+
+    @contextlib.contextmanager
+    def connected(self, connection: socket.socket) -> Iterator[None]:
+        """Know of a connection as long as it is served."""
+        with self._lock:
+            self._connections.add(connection)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+
+
+def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def handle(self) -> None:
+            with proxy.connected(self.connection), contextlib.suppress(ConnectionError):
+                super().handle()
+
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            headers = dict(self.headers.items())
+            told = "\n".join(f"{name}: {value}" for name, value in headers.items())
+            fault = proxy.fault_for(self.command, self.path, told)
+            if isinstance(fault, Say) and not fault.after:
+                self._say(fault)
+                return
+            if isinstance(fault, Flip) and fault.up:
+                body = fault.of(body)
+            gone = {"range"} if isinstance(fault, Whole) else {fault.header} if isinstance(fault, Without) else set()
+            headers = {name: value for name, value in headers.items() if name.lower() not in gone}
+            answer, content = _ask(proxy.server, self.command, self.path, body, headers)
+            if isinstance(fault, Say):
+                self._say(fault)
+                return
+            if isinstance(fault, Flip) and not fault.up:
+                content = fault.of(content)
+            if isinstance(fault, Short):
+                content = content[: len(content) - fault.num_bytes]
+            self._answer(_written(answer, content, self.command), fault if isinstance(fault, Cut) else None)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815 - http.server's names
+
+        def _say(self, said: Say) -> None:
+            content = f"<Error><Code>{said.code}</Code><Message>as the test asked</Message></Error>".encode()
+            head = f"HTTP/1.1 {said.status} {said.code}\r\nContent-Type: application/xml\r\nContent-Length: {len(content)}"
+            self._answer(f"{head}\r\n\r\n".encode() + (b"" if self.command == "HEAD" else content), None)
+
+        def _answer(self, told: bytes, cut: Cut | None) -> None:
+            if cut is None:
+                self.wfile.write(told)
+                return
+            self.close_connection = True
+            self.wfile.write(told[: cut.at])
+            proxy.hold(cut.stall_s)
+            if cut.reset:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+
+        def log_message(self, *_: object) -> None:
+            """Keep the tests' output to themselves."""
+
+    return Handler
+
+
+def _ask(server: str, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[Any, bytes]:
+    upstream = http.client.HTTPConnection(urlsplit(server).netloc, timeout=60)
+    try:
+        upstream.request(method, path, body, headers)
+        answer = upstream.getresponse()
+        return answer, answer.read()
+    finally:
+        upstream.close()
+
+
+def _written(answer: Any, content: bytes, method: str) -> bytes:
+    """The whole answer as it goes over the wire."""
+    length = answer.getheader("Content-Length") if method == "HEAD" else str(len(content))
+    lines = [f"HTTP/1.1 {answer.status} {answer.reason}", f"Content-Length: {length or 0}"]
+    lines += [
+        f"{name}: {value}"
+        for name, value in answer.getheaders()
+        if name.lower() not in ("connection", "transfer-encoding", "content-length")
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+@contextlib.contextmanager
+def fault_proxy(server: str, *rules: Rule, seed: int = 0) -> Iterator[FaultProxy]:
+    """Run a proxy before the server with this URL for the length of the block."""
+    proxy = FaultProxy(server, rules, seed)
+    proxy.serve()
+    try:
+        yield proxy
+    finally:
+        proxy.end()
