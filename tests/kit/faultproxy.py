@@ -13,10 +13,11 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+import boto3
 
 _AWAY_S = 0.02
 
@@ -202,29 +203,15 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             headers = dict(self.headers.items())
             told = "\n".join(f"{name}: {value}" for name, value in headers.items())
             fault = proxy.fault_for(self.command, self.path, told)
-            if isinstance(fault, Say) and not fault.after:
-                self._say(fault)
-                return
-            if isinstance(fault, Flip) and fault.up:
-                body = fault.of(body)
-            gone = {"range"} if isinstance(fault, Whole) else {fault.header} if isinstance(fault, Without) else set()
-            headers = {name: value for name, value in headers.items() if name.lower() not in gone}
-            answer, content = _ask(proxy.server, self.command, self.path, body, headers)
+            if not (isinstance(fault, Say) and not fault.after):
+                answer = _ask(proxy.server, self.command, self.path, *_on_the_way_up(fault, body, headers))
             if isinstance(fault, Say):
-                self._say(fault)
-                return
-            if isinstance(fault, Flip) and not fault.up:
-                content = fault.of(content)
-            if isinstance(fault, Short):
-                content = content[: len(content) - fault.num_bytes]
-            self._answer(_written(answer, content, self.command), fault if isinstance(fault, Cut) else None)
+                self._answer(_said(fault, self.command), None)
+            else:
+                head, content = _on_the_way_down(fault, answer, proxy.server, self.path)
+                self._answer(_written(head, content, self.command), fault if isinstance(fault, Cut) else None)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815 - http.server's names
-
-        def _say(self, said: Say) -> None:
-            content = f"<Error><Code>{said.code}</Code><Message>as the test asked</Message></Error>".encode()
-            head = f"HTTP/1.1 {said.status} {said.code}\r\nContent-Type: application/xml\r\nContent-Length: {len(content)}"
-            self._answer(f"{head}\r\n\r\n".encode() + (b"" if self.command == "HEAD" else content), None)
 
         def _answer(self, told: bytes, cut: Cut | None) -> None:
             if cut is None:
@@ -243,26 +230,70 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _ask(server: str, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[Any, bytes]:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Status, reason and headers of an answer, and its body."""
+
+    status: int
+    reason: str
+    headers: tuple[tuple[str, str], ...]
+    content: bytes
+
+
+def _ask(server: str, method: str, path: str, body: bytes, headers: dict[str, str]) -> _Answer:
     upstream = http.client.HTTPConnection(urlsplit(server).netloc, timeout=60)
     try:
         upstream.request(method, path, body, headers)
         answer = upstream.getresponse()
-        return answer, answer.read()
+        return _Answer(answer.status, answer.reason, tuple(answer.getheaders()), answer.read())
     finally:
         upstream.close()
 
 
-def _written(answer: Any, content: bytes, method: str) -> bytes:
+def _on_the_way_up(fault: Fault | None, body: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
+    if isinstance(fault, Flip) and fault.up:
+        body = fault.of(body)
+    if isinstance(fault, Without):
+        headers = {name: value for name, value in headers.items() if name.lower() != fault.header}
+    return body, headers
+
+
+def _on_the_way_down(fault: Fault | None, answer: _Answer, server: str, path: str) -> tuple[_Answer, bytes]:
+    if isinstance(fault, Whole):
+        return _whole(answer, server, path)
+    content = answer.content
+    if isinstance(fault, Flip) and not fault.up:
+        content = fault.of(content)
+    if isinstance(fault, Short):
+        content = content[: len(content) - fault.num_bytes]
+    return answer, content
+
+
+def _whole(answer: _Answer, server: str, path: str) -> tuple[_Answer, bytes]:
+    """The object that the answer is a range of, asked for anew: the range was signed."""
+    bucket, _, key = unquote(urlsplit(path).path).removeprefix("/").partition("/")
+    whole = boto3.client("s3", endpoint_url=server).get_object(Bucket=bucket, Key=key)["Body"].read()
+    headers = tuple(one for one in answer.headers if one[0].lower() != "content-range")
+    return replace(answer, status=200, reason="OK", headers=headers), whole
+
+
+def _written(answer: _Answer, content: bytes, method: str) -> bytes:
     """The whole answer as it goes over the wire."""
-    length = answer.getheader("Content-Length") if method == "HEAD" else str(len(content))
-    lines = [f"HTTP/1.1 {answer.status} {answer.reason}", f"Content-Length: {length or 0}"]
+    lengths = [value for name, value in answer.headers if name.lower() == "content-length"]
+    length = (lengths or ["0"])[0] if method == "HEAD" else str(len(content))
+    lines = [f"HTTP/1.1 {answer.status} {answer.reason}", f"Content-Length: {length}"]
     lines += [
         f"{name}: {value}"
-        for name, value in answer.getheaders()
+        for name, value in answer.headers
         if name.lower() not in ("connection", "transfer-encoding", "content-length")
     ]
     return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+def _said(said: Say, method: str) -> bytes:
+    content = f"<Error><Code>{said.code}</Code><Message>as the test asked</Message></Error>".encode()
+    kind = (("Content-Type", "application/xml"), ("Content-Length", str(len(content))))
+    return _written(_Answer(said.status, said.code, kind, content), b"" if method == "HEAD" else content, method)
 
 
 @contextlib.contextmanager
