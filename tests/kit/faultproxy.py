@@ -1,25 +1,32 @@
 """A loopback proxy before an S3 server that does to chosen requests and answers what networks and stores do.
 
-A rule says which requests (method, path, headers, the how manyeth) and which fault. The first rule that fits acts.
+A rule says which requests (method, path, headers, the how manyeth) and which fault. The first rule that fits acts. With a
+certificate it speaks TLS, and a bit that flips on the way down flips in what goes over the wire, not in what was said.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import random
 import re
 import socket
+import ssl
 import struct
+import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import boto3
 
 _AWAY_S = 0.02
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +91,19 @@ class Without:
     header: str
 
 
-Fault = Say | Cut | Short | Whole | Flip | Without
+@dataclass(frozen=True, slots=True)
+class Before:
+    """Let something else happen before the request arrives, which is then done as asked."""
+
+    happens: Callable[[], None]
+
+
+Fault = Say | Cut | Short | Whole | Flip | Without | Before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Regular expressions for the method, the path with its query, and the headers ("Name: value" lines); which of those.
+    """Regular expressions for the method and the path with its query, a test of the headers ("name: value" lines); which of those.
 
     Of the requests that fit the first ``skip`` pass, then ``times`` are hit (None: all), each with a ``chance``.
     """
@@ -97,7 +111,7 @@ class Rule:
     fault: Fault
     method: str = ""
     path: str = ""
-    headers: str = ""
+    headers: Callable[[str], bool] | None = None
     skip: int = 0
     times: int | None = 1
     chance: float = 1.0
@@ -110,11 +124,16 @@ class FaultProxy:
     server: str
     rules: Sequence[Rule] = ()
     seed: int = 0
+    certificate: Path | None = None
     seen: list[tuple[str, str]] = field(default_factory=list)
     hit: list[tuple[str, str]] = field(default_factory=list)
     port: int = 0
 
     def __post_init__(self) -> None:
+        self.tls: ssl.SSLContext | None = None
+        if self.certificate:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(self.certificate)
         self._lock = threading.Lock()
         self._chance = random.Random(self.seed)
         self._ending = threading.Event()
@@ -125,7 +144,7 @@ class FaultProxy:
     @property
     def endpoint(self) -> str:
         """The URL of the proxy."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
     def obey(self, *rules: Rule) -> None:
         """Follow these rules from now on, and count anew."""
@@ -140,7 +159,7 @@ class FaultProxy:
             self.seen.append((method, path))
             for at, rule in enumerate(self.rules):
                 fits = re.fullmatch(rule.method or ".*", method) and re.search(rule.path, path)
-                if not fits or not re.search(rule.headers, headers):
+                if not fits or not (rule.headers is None or rule.headers(headers)):
                     continue
                 self._fitting[at] += 1
                 past = self._fitting[at] - rule.skip
@@ -167,6 +186,21 @@ class FaultProxy:
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    @contextlib.contextmanager
+    def refusing(self, *, for_s: float | None = None) -> Iterator[None]:
+        """Refuse connections while the block runs, or for so many seconds of it."""
+        self.refuse()
+        back = threading.Timer(for_s or 0, self.serve)
+        if for_s is not None:
+            back.start()
+        try:
+            yield
+        finally:
+            if for_s is None:
+                self.serve()
+            else:
+                back.join()
 
     def end(self) -> None:
         """Refuse for good, and let go of whoever was stalled."""
@@ -195,26 +229,25 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def handle(self) -> None:
-            with proxy.connected(self.connection), contextlib.suppress(ConnectionError):
+            with proxy.connected(self.connection), contextlib.suppress(OSError):
+                if proxy.tls:
+                    stream = _Tls(self.connection, proxy.tls)
+                    self.rfile, self.wfile = io.BufferedReader(stream), stream  # type: ignore[assignment]
                 super().handle()
 
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             headers = dict(self.headers.items())
-            told = "\n".join(f"{name}: {value}" for name, value in headers.items())
+            told = "\n".join(f"{name.lower()}: {value}" for name, value in headers.items())
             fault = proxy.fault_for(self.command, self.path, told)
-            if not (isinstance(fault, Say) and not fault.after):
-                answer = _ask(proxy.server, self.command, self.path, *_on_the_way_up(fault, body, headers))
-            if isinstance(fault, Say):
-                self._answer(_said(fault, self.command), None)
-            else:
-                head, content = _on_the_way_down(fault, answer, proxy.server, self.path)
-                self._answer(_written(head, content, self.command), fault if isinstance(fault, Cut) else None)
+            if isinstance(fault, Flip) and not fault.up and isinstance(self.wfile, _Tls):
+                self.wfile.damage, fault = fault, None
+            self._answer(_done_with(fault, proxy.server, self.command, self.path, body, headers), fault)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward  # noqa: N815 - http.server's names
 
-        def _answer(self, told: bytes, cut: Cut | None) -> None:
-            if cut is None:
+        def _answer(self, told: bytes, cut: Fault | None) -> None:
+            if not isinstance(cut, Cut):
                 self.wfile.write(told)
                 return
             self.close_connection = True
@@ -228,6 +261,65 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             """Keep the tests' output to themselves."""
 
     return Handler
+
+
+class _Tls(io.RawIOBase):
+    """The server's side of a TLS connection; ``damage`` is done to what is sent from then on."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext) -> None:
+        self.damage: Flip | None = None
+        self._connection = connection
+        self._came, self._leaves = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._leaves, server_side=True)
+        self._with_the_peer(self._tls.do_handshake)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            found = self._with_the_peer(lambda: self._tls.read(len(buffer)))
+        except (ssl.SSLZeroReturnError, ConnectionError):
+            return 0
+        buffer[: len(found)] = found
+        return len(found)
+
+    def write(self, data: Any) -> int:
+        num = self._tls.write(data)
+        self._send()
+        return num
+
+    def _with_the_peer(self, step: Callable[[], _T]) -> _T:
+        while True:
+            try:
+                done = step()
+            except ssl.SSLWantReadError:
+                self._send()
+                came = self._connection.recv(1 << 16)
+                if not came:
+                    raise ConnectionResetError("the client has left") from None
+                self._came.write(came)
+            else:
+                self._send()
+                return done
+
+    def _send(self) -> None:
+        leaves = self._leaves.read()
+        self._connection.sendall(self.damage.of(leaves) if self.damage else leaves)
+
+
+def make_certificate(file: Path) -> Path:
+    """Write a key and a certificate for 127.0.0.1 that signs itself: what clients have to trust."""
+    key = file.with_suffix(".key")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    extensions = ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    made = [*command.split(), *extensions, "-keyout", str(key), "-out", str(file)]
+    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    file.write_bytes(key.read_bytes() + file.read_bytes())
+    return file
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +340,18 @@ def _ask(server: str, method: str, path: str, body: bytes, headers: dict[str, st
         return _Answer(answer.status, answer.reason, tuple(answer.getheaders()), answer.read())
     finally:
         upstream.close()
+
+
+def _done_with(fault: Fault | None, server: str, method: str, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    """What goes back over the wire, but for where it is cut."""
+    if isinstance(fault, Say) and not fault.after:
+        return _said(fault, method)
+    if isinstance(fault, Before):
+        fault.happens()
+    answer = _ask(server, method, path, *_on_the_way_up(fault, body, headers))
+    if isinstance(fault, Say):
+        return _said(fault, method)
+    return _written(*_on_the_way_down(fault, answer, server, path), method)
 
 
 def _on_the_way_up(fault: Fault | None, body: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
@@ -297,9 +401,9 @@ def _said(said: Say, method: str) -> bytes:
 
 
 @contextlib.contextmanager
-def fault_proxy(server: str, *rules: Rule, seed: int = 0) -> Iterator[FaultProxy]:
-    """Run a proxy before the server with this URL for the length of the block."""
-    proxy = FaultProxy(server, rules, seed)
+def fault_proxy(server: str, *rules: Rule, seed: int = 0, certificate: Path | None = None) -> Iterator[FaultProxy]:
+    """Run a proxy before the server with this URL for the length of the block; with a certificate it speaks TLS."""
+    proxy = FaultProxy(server, rules, seed, certificate)
     proxy.serve()
     try:
         yield proxy
