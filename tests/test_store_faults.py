@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +45,7 @@ from geoseg.raster.window import Window
 pytestmark = pytest.mark.bucket
 
 MIB = 1 << 20
-IMPATIENT = Limits(connect_s=2, request_s=2, num_tries=6, tries_s=20, first_pause_s=0.05, longest_pause_s=0.4)
+IMPATIENT = Limits(connect_s=2, request_s=2, num_tries=6, tries_s=4, first_pause_s=0.05, longest_pause_s=0.4)
 PIXELS = noise(3, 300, 410, seed=5)
 STALL_S = 30.0
 
@@ -282,3 +284,80 @@ def test_every_fault_is_survived_or_named(
     assert not wrong
     if not lasting:  # these keys have no newer ones behind them
         assert {name: told for name, told in came.items() if told != "identical" and "Expired" not in name} == {}
+
+
+def read_all(uri: str, data: bytes, num: int) -> int:
+    """Read ranges of an object with many threads; how many were not the bytes asked for."""
+    size = len(data) // num
+    spans = [(at * size, (at + 1) * size) for at in range(num)]
+    found = store.read_ranges(uri, spans)
+    return sum(body != data[start:end] for body, (start, end) in zip(found, spans, strict=True))
+
+
+class Meter:
+    """A store that takes so many requests a second and says SlowDown to the others."""
+
+    def __init__(self, a_second: float) -> None:
+        self._a_second = a_second
+        self._lock = threading.Lock()
+        self._left, self._at = a_second / 5, time.monotonic()
+
+    def is_too_much(self, _: str) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._left = min(self._a_second / 5, self._left + (now - self._at) * self._a_second)
+            self._at = now
+            if self._left < 1:
+                return True
+            self._left -= 1
+            return False
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("storm", "num"),
+    [
+        ("all beyond 100 a second", 60),
+        pytest.param("all beyond 100 a second", 600, marks=[pytest.mark.chaos, pytest.mark.slow]),
+        pytest.param("30 % of all requests", 600, marks=[pytest.mark.chaos, pytest.mark.slow]),
+    ],
+)
+def test_a_storm_of_slow_downs_is_sat_out(
+    storm: str, num: int, bucket: str, monkeypatch: pytest.MonkeyPatch, figure: Callable[..., None]
+) -> None:
+    uri, data = f"s3://{bucket}/large", np.random.default_rng(3).bytes(num * 100)
+    store.write(uri, data)
+    meter = Meter(100)
+    rule = (
+        Rule(fault=SLOW_DOWN, path="large", times=None, chance=0.3)
+        if storm.startswith("30")
+        else Rule(fault=SLOW_DOWN, path="large", times=None, headers=meter.is_too_much)
+    )
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"], rule, seed=4) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        num_wrong = read_all(uri, data, num)
+        extra = 100 * len(proxy.hit) / num
+        figure("R8", f"extra requests of {num} by 16 threads, SlowDown to {storm}", f"{extra:.0f} %")
+        figure("R8", f"of {num} reads wrong, SlowDown to {storm}", num_wrong, goal="0")
+        assert proxy.hit
+        assert num_wrong == 0
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "part_bytes", "num_requests"), [(MIB, 0, 2), (6 * MIB, 5 * MIB, 2), (7 * MIB, 6 * MIB, 3)]
+)
+def test_what_an_object_says_of_itself_is_believed_or_it_is_read_twice(
+    num_bytes: int, part_bytes: int, num_requests: int, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, data = f"s3://{bucket}/x", np.random.default_rng(3).bytes(num_bytes)
+    if part_bytes:
+        under_way = upload.begin(uri, num_bytes, f"{uri}-staging")
+        pieces = [data[:part_bytes], data[part_bytes:]]
+        under_way.complete({at + 1: under_way.write(at + 1, at * part_bytes, one) for at, one in enumerate(pieces)})
+    else:
+        store.write(uri, data)
+    flips = Rule(fault=Flip(12345), method="GET", path="/x$")
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"], flips) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert store.read(uri) == data
+        assert len(proxy.seen) == num_requests

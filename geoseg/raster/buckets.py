@@ -57,7 +57,10 @@ Environment = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How long a connection and a whole request may take, how often one is tried, and for how long, with which pauses."""
+    """How long a connection and a whole request may take, how often one is tried, and for how long, with which pauses.
+
+    What a store asks to slow down is tried as long as it may be, however often.
+    """
 
     connect_s: float = 10.0
     request_s: float = 60.0
@@ -97,38 +100,47 @@ def environment() -> Environment:
 
 
 class _Pace:
-    """Slows all threads of the process down when a store tells one of them to, twice as much each time, and lets them go again.
+    """How many requests a second all threads of the process send to a store together, once it has told one to slow down.
 
-    Threads that are told at once count once: only a request that was sent after the last slowing down adds to it.
+    The rate is halved each time and grows steadily, as TCP's does (additive increase, multiplicative decrease: Chiu and Jain
+    1989). Threads that are told at once count once: only a request that was sent after the last slowing down halves it again.
     """
 
+    _GROWS = 100.0  # requests a second, each second
+    _LEAST, _FREE = 1.0, 2000.0
+
     def __init__(self) -> None:
-        self._pause_s = self._not_before = self._slowed_at = 0.0
+        self._rate = self._FREE
+        self._next = self._slowed_at = self._grown_at = self._counted_from = 0.0
+        self._num_counted = 0
         self._lock = threading.Lock()
 
     def wait(self) -> float:
-        """Wait as long as the store needs; the moment at which the request may be sent."""
-        left = self._not_before - time.monotonic()
-        if left > 0:
-            time.sleep(left + random.uniform(0, self._pause_s))
-        return time.monotonic()
+        """Wait for a turn; the moment at which the request may be sent."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._counted_from > 1:
+                self._counted_from, self._num_counted = now, 0
+            self._num_counted += 1
+            self._rate = min(self._FREE, self._rate + self._GROWS * (now - self._grown_at))
+            self._grown_at = now
+            if self._rate == self._FREE:
+                return now
+            turn = max(now, self._next)
+            self._next = turn + 1 / self._rate
+        time.sleep(turn - now)
+        return turn
 
-    def slow_down(self, sent_at: float, limits: Limits) -> None:
+    def slow_down(self, sent_at: float) -> None:
         """A request that was sent at this moment came too soon."""
         with self._lock:
             if sent_at < self._slowed_at:
                 return
-            self._pause_s = min(limits.longest_pause_s, max(limits.first_pause_s, 2 * self._pause_s))
-            self._slowed_at = time.monotonic()
-            self._not_before = self._slowed_at + self._pause_s
-
-    def went_well(self) -> None:
-        """The store answered."""
-        if self._pause_s:
-            with self._lock:
-                self._pause_s /= 2
-                if self._pause_s < LIMITS.first_pause_s / 2:
-                    self._pause_s = 0.0
+            now = time.monotonic()
+            if self._rate == self._FREE:
+                self._rate = self._num_counted / max(0.1, now - self._counted_from)
+            self._rate = max(self._LEAST, min(self._FREE, self._rate) / 2)
+            self._slowed_at = self._grown_at = now
 
 
 @lru_cache(maxsize=64)
@@ -322,9 +334,7 @@ class Tries:
 
     def went_well(self) -> None:
         """The store has answered; what follows begins to count anew."""
-        if self._bucket:
-            self._pace.went_well()
-            self.num_failed, self._began = 0, time.monotonic()
+        self.num_failed, self._began = 0, time.monotonic()
 
     def failed(self, error: Exception) -> None:
         """Pause when another try may do; else raise what went wrong, as an error of ours (or as it is, if it is no store's)."""
@@ -336,15 +346,15 @@ class Tries:
             self._has_renewed = True
             if _here(self._bucket).renew(self._generation):
                 return
-        is_over = self.num_failed + 1 >= limits.num_tries or time.monotonic() - self._began > limits.tries_s
+        seconds = time.monotonic() - self._began
+        is_over = seconds > limits.tries_s or (self.num_failed + 1 >= limits.num_tries and not is_slow)
         if not self._bucket or is_over or not (is_slow or _passes(error, code, status)):
             raise _as_ours(error, redact(self._uri), self._action, self._denied) from error
         self.num_failed += 1
         if is_slow:
-            self._pace.slow_down(self._sent_at, limits)
-        else:
-            longest = min(limits.longest_pause_s, limits.first_pause_s * 2**self.num_failed)
-            time.sleep(random.uniform(limits.first_pause_s, longest))
+            self._pace.slow_down(self._sent_at)
+        longest = min(limits.longest_pause_s, limits.first_pause_s * 2**self.num_failed)
+        time.sleep(random.uniform(limits.first_pause_s, longest))
 
 
 def _is_of_a_store(error: Exception) -> bool:

@@ -49,7 +49,8 @@ __all__ = ["ObjectExistsError", "ObjectMissingError", "redact"]  # beside what i
 
 _SCHEMES = (*SCHEMES, "memory", "file")
 _CONCURRENCY = 16
-_PART_BYTES = 8 << 20
+_PART_BYTES = 8 << 20  # also those of the AWS tools
+_OBSTORE_PART_BYTES = 5 << 20
 _REFUSALS = ("400 Bad Request", "403 Forbidden")
 _NOT_A_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]")
 _T = TypeVar("_T")
@@ -310,9 +311,9 @@ def read(uri: str) -> bytes:
 def read_version(uri: str) -> tuple[bytes, Version]:
     """All bytes of a (small) object and the version that has these bytes.
 
-    Of S3 they are compared with the ETag, which is their MD5; where it is another sum (of an object that was uploaded in parts,
-    or encrypted with a key of KMS) two equal answers count. Raises ObjectMissingError, ObjectNameError, AccessDeniedError,
-    StoreError.
+    Of S3 they are compared with the ETag, which is made of the MD5 of what was uploaded, in one piece or in parts of the usual
+    sizes; where it is another sum (of other parts, or of what is encrypted with a key of KMS) two equal answers count. Raises
+    ObjectMissingError, ObjectNameError, AccessDeniedError, StoreError.
     """
     before: tuple[bytes, Version] | None = None
 
@@ -329,7 +330,16 @@ def read_version(uri: str) -> tuple[bytes, Version]:
 
 
 def _is_sum(etag: str, data: bytes) -> bool:
-    return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+    return etag == _md5(data).hex() or any(
+        etag
+        == f"{_md5(b''.join(_md5(data[at : at + size]) for at in range(0, len(data), size))).hex()}-{-(-len(data) // size)}"
+        for size in (_OBSTORE_PART_BYTES, _PART_BYTES)
+        if "-" in etag
+    )
+
+
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
 
 
 @lru_cache(maxsize=1)
