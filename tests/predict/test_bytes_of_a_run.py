@@ -25,7 +25,9 @@ from geoseg.raster.synthetic import synthetic_image
 
 pytestmark = pytest.mark.bucket
 
-NAMED = re.compile("(failed|refused): scene: .*was replaced while the run was reading it; run again to take the new version.*")
+NAMED = re.compile(
+    "(failed|refused): scene: .*was replaced while the run was reading it; run again to take the new version.*"
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +60,17 @@ def mask_sum(root: str, scene: str) -> str:
 
 
 def replaced_at(at: int, root: str, bundle: str, versions: list[bytes], proxy: FaultProxy) -> tuple[str, str, int]:
-    """Replace a scene before the request number ``at`` for it: its status and sentence, its mask, the requests for it."""
+    """Replace a scene before the request number ``at`` for it: status and sentence, its mask, the requests for it until its item."""
     store.write(f"{root}/in/scene.tif", versions[0])
     bucket, _, key = f"{root}/in/scene.tif".removeprefix("s3://").partition("/")
     direct = boto3.client("s3", endpoint_url=proxy.server)
     swap = Before(lambda: direct.put_object(Bucket=bucket, Key=key, Body=versions[1]))
-    path = f"{re.escape(key)}$"
-    proxy.obey(Rule(fault=swap, path=path, skip=at), Rule(fault=Before(lambda: None), path=path, times=None))
+    proxy.obey(Rule(fault=swap, path=f"{re.escape(key)}$", skip=at))
     (told,) = predict(root, bundle).scenes
-    return f"{told.status}: {told.sentence}", mask_sum(root, "scene"), len(proxy.hit)
+    asked = [(method, path) for method, path in proxy.seen if path.endswith((key, "scene/item.json"))]
+    item = [at for at, (method, path) in enumerate(asked) if method == "PUT" and path.endswith("item.json")]
+    num = sum(path.endswith(key) for _, path in asked[: item[0] if item else None])
+    return f"{told.status}: {told.sentence}", mask_sum(root, "scene"), num
 
 
 @pytest.mark.timeout(900)
