@@ -361,3 +361,31 @@ def test_what_an_object_says_of_itself_is_believed_or_it_is_read_twice(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         assert store.read(uri) == data
         assert len(proxy.seen) == num_requests
+
+
+@pytest.mark.parametrize("way", ["http", "https"])
+def test_a_bit_flipped_in_a_window_is_seen_where_the_way_is_encrypted(
+    way: str,
+    bucket: str,
+    tmp_path: Path,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: Callable[..., None],
+) -> None:
+    num, silent = 6, 0
+    file = write_scene(tmp_path / "scene.tif", PIXELS, tiled=True, blockxsize=128, blockysize=128)
+    tls = certificate if way == "https" else None
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"], certificate=tls) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        for at in range(num):
+            uri = f"s3://{bucket}/{at}.tif"
+            store.write(uri, file.read_bytes())
+            scene = describe(SceneRef("scene", uri), ReadOptions())
+            proxy.obey(Rule(fault=Flip(10_007 * at + 99), method="GET", path=r"\.tif"))
+            came = SceneReader(scene).read(Window(0, 0, 410, 300), (0, 1, 2)).pixels
+            assert len(proxy.hit) == 1
+            silent += not np.array_equal(came, PIXELS)
+    figure("R8", f"windows of raw pixels that a bit flipped on the way changed unseen, {way}", f"{silent} of {num}",
+           goal=f"0 of {num}" if way == "https" else "")  # fmt: skip
+    assert silent == (0 if way == "https" else num), "the pages say that nobody sees it without TLS"

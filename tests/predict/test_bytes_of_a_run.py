@@ -60,7 +60,7 @@ def mask_sum(root: str, scene: str) -> str:
 
 
 def replaced_at(at: int, root: str, bundle: str, versions: list[bytes], proxy: FaultProxy) -> tuple[str, str, int]:
-    """Replace a scene before the request number ``at`` for it: status and sentence, its mask, the requests for it until its item."""
+    """Replace a scene before the request number ``at`` for it: status and sentence, mask, requests until its item."""
     store.write(f"{root}/in/scene.tif", versions[0])
     bucket, _, key = f"{root}/in/scene.tif".removeprefix("s3://").partition("/")
     direct = boto3.client("s3", endpoint_url=proxy.server)
