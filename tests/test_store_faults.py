@@ -152,7 +152,7 @@ ANY: dict[str, Fault | str] = {
 READ: dict[str, Fault | str] = {
     **ANY,
     "500": Say(500, "InternalError"),
-    "short, honest length": Short(11),
+    "short, honest length": Short(30_000),
     "range ignored": Whole(),
     "bit flipped under TLS": Flip(1203),
 }

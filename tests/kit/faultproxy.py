@@ -369,7 +369,7 @@ def _on_the_way_down(fault: Fault | None, answer: _Answer, server: str, path: st
     if isinstance(fault, Flip) and not fault.up:
         content = fault.of(content)
     if isinstance(fault, Short):
-        content = content[: len(content) - fault.num_bytes]
+        content = content[: max(0, len(content) - fault.num_bytes)]
     return answer, content
 
 
