@@ -340,7 +340,7 @@ def _put(root: str, name: str, file: bytes | Path, **told: Any) -> dict[str, Any
     if size <= _ONE_PUT:
         store.write(uri, b"".join(pieces()))
     else:
-        store.write_stream(uri, pieces())
+        store.write_stream(uri, pieces)
     asset = told or {"type": PARQUET, "roles": ["collection-mirror"], "title": "The items as STAC GeoParquet"}
     return {"href": f"./{name}", **asset, "file:size": size, "file:checksum": "1220" + digest.hexdigest()}
 

@@ -42,7 +42,12 @@ class SceneChangedError(SceneError):
 
 
 class SceneDeniedError(SceneError):
-    """The store refused this one object (its policy, its owner, its archive class); the credentials as such are good."""
+    """The store refused this one object (its policy, its owner, its archive class); the credentials as such are good.
+
+    The exit code is that of an object which the run itself needs: no boundary of a scene is around it then.
+    """
+
+    exit_code = 4
 
 
 class StackError(SceneError):

@@ -508,7 +508,7 @@ def _put(folder: str, path: Path, spool: LayerSpool) -> LayerFile:
         if size <= _CHUNK:
             store.write(uri, path.read_bytes())
         else:
-            store.write_stream(uri, _chunks(path))
+            store.write_stream(uri, partial(_chunks, path))
     stored = store.head(uri).size
     if stored != size:
         raise StoreError(f"{store.redact(uri)}: should have {size} bytes, the store holds {stored}")

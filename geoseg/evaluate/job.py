@@ -183,7 +183,7 @@ def _put_together(
             return _not_judged(result, failures[0])
         assembler.make_overviews(plan.window)
         map_name = f"errors/{result.source}/{result.id}.tif"
-        store.write_stream(store.join(out, map_name), assembler.finish().chunks())
+        store.write_stream(store.join(out, map_name), assembler.finish().chunks)
     picture_name = f"pictures/{result.source}/{result.id}.png"
     picture = scene_picture(plan.stitching.scene_shape, samples, classes)
     store.write(store.join(out, picture_name), picture)

@@ -72,7 +72,7 @@ class Lease:
             raise self._held_by(self._read()[0])
         for header, create, replaces in (("If-None-Match", True, None), ("If-Match", False, claimed)):
             with suppress(store.ObjectExistsError):
-                store.write(self.uri, self._body(), create=create, replaces=replaces)
+                store.write(self.uri, self._body() + b"\n", create=create, replaces=replaces)  # not what stands there
                 store.delete([self.uri])
                 raise ConfigError(
                     f"{store.redact(self.uri)}: this store ignores {header} on writes, so it could keep neither two runs nor two "

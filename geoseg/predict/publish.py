@@ -314,7 +314,7 @@ def _put(
         elif size <= _ONE_PUT:
             store.write(uri, b"".join(file.chunks()))
         else:
-            store.write_stream(uri, file.chunks())
+            store.write_stream(uri, file.chunks)
     stored = store.head(uri).size
     if stored != size:
         raise StoreError(f"{plan.scene.id}: {store.redact(uri)} should have {size} bytes, the store holds {stored}")

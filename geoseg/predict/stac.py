@@ -35,6 +35,7 @@ from geoseg.predict.seams import Seams
 from geoseg.raster import store
 from geoseg.raster.cog import NODATA
 from geoseg.raster.grid import Grid
+from geoseg.raster.seal import sealed
 
 _PROCESSING = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
 _STEP = 1 / 254
@@ -117,7 +118,7 @@ def make_item(
     _add_model(item, run)
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
     document["properties"] = {"datetime": None, **_without_nulls(document["properties"])}
-    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    return sealed(document)
 
 
 def content_sum(asset: dict[str, Any]) -> str:

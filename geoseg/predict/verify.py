@@ -20,6 +20,7 @@ from geoseg.predict.stac import BLOCKS_SUM, content_sum
 from geoseg.raster import store
 from geoseg.raster.cog import read_blocks_sum
 from geoseg.raster.geotiff import GeoTiff
+from geoseg.raster.seal import SEAL, is_whole
 from geoseg.raster.tiff import Fetch
 
 _PIECE = 8 << 20
@@ -45,7 +46,9 @@ class Verified:
 
 
 def verify_output(out: str) -> Verified:
-    """Check every item under ``out``: valid STAC, each asset there, of its size and SHA-256, masks where the item says.
+    """Check every item under ``out``: of its own SHA-256, valid STAC, each asset there, of its size and SHA-256.
+
+    Masks must lie where the item says.
 
     A scene's polygons and lines have an item of their own beside it, which is checked too, and so is a catalogue of the output.
     Raises NothingReadableError when there is no item, AccessDeniedError, StoreError.
@@ -80,7 +83,12 @@ class _Checked:
     def check(self, uri: str, kind: STACObjectType) -> None:
         """Check a document and its assets. Raises AccessDeniedError alone."""
         try:
-            document = json.loads(store.read(uri))
+            body = store.read(uri)
+            document = json.loads(body)
+            if kind is STACObjectType.ITEM and not is_whole(body, str(document["properties"].get(SEAL, ""))):
+                self.faults.append(
+                    f"{store.redact(uri)}: its own SHA-256 is not that of its bytes: it was damaged or changed"
+                )
             self.faults += [f"{store.redact(uri)}: {sentence}" for sentence in _document_faults(document, kind)]
             for key, asset in document["assets"].items():
                 self._check_asset(_href(uri, asset["href"]), key, asset, document)

@@ -443,7 +443,7 @@ class SplicedFile:
             store.write(uri, self._whole)
             return
         if not takes_pieces(uri):
-            store.write_stream(uri, (self.piece(number).assemble() for number in numbers))
+            store.write_stream(uri, lambda: (self.piece(number).assemble() for number in numbers))
             return
         under_way = begin(uri, self.size, staging)
         try:

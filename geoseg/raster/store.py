@@ -7,13 +7,14 @@ Credentials for S3 come from boto3's chain; endpoint, region and path style from
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from urllib.parse import unquote
 
 import obstore
 from obstore import exceptions as failures
-from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
+from obstore.store import LocalStore, MemoryStore
 
 from geoseg.errors import (
     AccessDeniedError,
@@ -32,29 +33,26 @@ from geoseg.errors import (
     SceneReadError,
     StoreError,
 )
+from geoseg.raster.buckets import (
+    CHANGED,
+    SCHEMES,
+    DamagedAnswerError,
+    ObjectExistsError,
+    ObjectMissingError,
+    Tries,
+    bucket,
+    redact,
+    s3_client,
+)
 
-_SCHEMES = ("s3", "gs", "az", "memory", "file")
+__all__ = ["ObjectExistsError", "ObjectMissingError", "redact"]  # beside what is defined here
+
+_SCHEMES = (*SCHEMES, "memory", "file")
 _CONCURRENCY = 16
-_PART_BYTES = 8 << 20
-_WRONG_KEY = (
-    "SignatureDoesNotMatch",
-    "InvalidAccessKeyId",
-    "ExpiredToken",
-    "InvalidToken",
-    "RequestTimeTooSkewed",
-    "AuthenticationFailed",
-)
+_PART_BYTES = 8 << 20  # also those of the AWS tools
+_OBSTORE_PART_BYTES = 5 << 20
 _REFUSALS = ("400 Bad Request", "403 Forbidden")
-_NO_ACCESS = "access denied; check the credentials and the bucket's policy"
-_CHANGED = "was changed by somebody else in the meantime"
 _NOT_A_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]")
-_USER = re.compile(r'://[^/@\s"<>]+@')
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
-_HEADER = re.compile(r"""(?i)(authorization\W{1,4}(?:(?:aws[\w-]*|bearer|basic|sharedkey)\s+)?)[^\s"',;]+""")
-_PAIR = re.compile(
-    r"""(?i)(?<![\w/.-])((?:[\w-]*(?:signature|credential|token|secret|password|accesskey|access_key|accountkey)"""
-    r"""[\w-]*|sig)=)[^&\s"',;<>]+"""
-)
 _T = TypeVar("_T")
 
 
@@ -83,14 +81,6 @@ class ObjectInfo:
     etag: str
     modified: datetime
     version: Version
-
-
-class ObjectExistsError(GeosegError):
-    """A create-only write found an object in its place, or a conditional one found another version."""
-
-
-class ObjectMissingError(SceneReadError):
-    """There is no object of this name."""
 
 
 class ObjectNameError(SceneReadError):
@@ -145,15 +135,6 @@ def _check_name(uri: str) -> None:
         )
 
 
-def redact(text: str) -> str:
-    """The text without user names and passwords of URLs, keys, tokens and signatures, which become ``***``.
-
-    Made for values, not for JSON as a whole. ``name=value`` counts where a query or an option stands, not in a path.
-    """
-    text = _PAIR.sub(r"\1***", _HEADER.sub(r"\1***", _USER.sub("://***@", text)))
-    return _KEY_ID.sub("***", text)
-
-
 def redacted(told: Any) -> Any:
     """The same structure with its texts redacted one by one, so that it stays the JSON that it was."""
     if isinstance(told, dict):
@@ -178,47 +159,9 @@ def _memory(name: str) -> MemoryStore:  # noqa: ARG001 - one store for each name
     return MemoryStore()
 
 
-@lru_cache(maxsize=64)
-def _bucket(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...]) -> Any:
-    options: Any = {"timeout": "60s", "connect_timeout": "10s"}
-    retries: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=90)}
-    if scheme == "gs":
-        return GCSStore(bucket, client_options=options, retry_config=retries)
-    if scheme == "az":
-        return AzureStore(container_name=bucket, client_options=options, retry_config=retries)
-    import boto3
-    from botocore.exceptions import BotoCoreError
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    try:
-        session = boto3.Session()
-        credentials = session.get_credentials()
-    except BotoCoreError as error:
-        raise AccessDeniedError(f"s3://{bucket}: the AWS credentials cannot be had: {error}") from error
-    settings: dict[str, Any] = {"region": session.region_name or "us-east-1"}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        settings["endpoint"] = endpoint
-        options["allow_http"] = endpoint.startswith("http://")
-    if _is_unsigned():
-        settings["skip_signature"] = True
-    elif credentials is None:
-        raise AccessDeniedError(
-            f"s3://{bucket}: no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, "
-            "give the machine a role, or set AWS_NO_SIGN_REQUEST=YES for a public bucket"
-        )
-    else:
-        settings["credential_provider"] = Boto3CredentialProvider(session)
-    return S3Store(bucket, client_options=options, retry_config=retries, **settings)
-
-
-def _is_unsigned() -> bool:
-    return os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("1", "yes", "true")
-
-
-def _locate(uri: str) -> tuple[Any, str]:
-    """The obstore store of a normalised URI and the key or prefix within it."""
-    scheme, bucket, key = _split(uri)
+def _locate(uri: str, *, stream: bool = False) -> tuple[Any, str]:
+    """The obstore store of a normalised URI (``stream``: see ``bucket``) and the key or prefix within it."""
+    scheme, name, key = _split(uri)
     if not scheme:
         return LocalStore(), key
     if scheme not in _SCHEMES:
@@ -226,72 +169,25 @@ def _locate(uri: str) -> tuple[Any, str]:
             f"{redact(uri)}: geoseg reads {', '.join(_SCHEMES)} URIs and plain paths, not {scheme}://"
         )
     if scheme == "memory":
-        return _memory(bucket), key
-    return _bucket(scheme, bucket, _environment()), key
+        return _memory(name), key
+    return bucket(uri, stream=stream), key
 
 
-def _environment() -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("AWS_", "GOOGLE_", "AZURE_"))))
-
-
-def _object(uri: str) -> tuple[Any, str]:
+def _object(uri: str, *, stream: bool = False) -> tuple[Any, str]:
     """The store and key of one object. Raises ObjectNameError, and ObjectMissingError for a bucket as such."""
     _check_name(uri)
-    store, key = _locate(uri)
+    store, key = _locate(uri, stream=stream)
     if not key or key.endswith("/"):
         raise ObjectMissingError(f"{redact(uri)}: is a folder or bucket, not an object in it")
     return store, key
 
 
-@contextmanager
-def _speaking_of(uri: str, action: str, *, denied: type[GeosegError] = AccessDeniedError) -> Iterator[None]:
-    """Turn what the store's client raises into one sentence of ours; ``denied`` is for a refusal that blames no key."""
-    try:
-        yield
-    except GeosegError:
-        raise
-    except (failures.BaseError, OSError, ValueError) as error:
-        raise _as_ours(error, redact(uri), action, denied) from error
-
-
-_KINDS: tuple[tuple[tuple[type[Exception], ...], type[GeosegError], str], ...] = (
-    (
-        (FileNotFoundError, NotADirectoryError, failures.NotFoundError),
-        ObjectMissingError,
-        "there is no such file or object",
-    ),
-    ((failures.AlreadyExistsError, FileExistsError), ObjectExistsError, "exists already"),
-    ((failures.PreconditionError,), ObjectExistsError, _CHANGED),
-    ((failures.UnauthenticatedError,), AccessDeniedError, _NO_ACCESS),
-    (
-        (failures.InvalidPathError,),
-        ConfigError,
-        "holds a name that cannot be listed (an empty part, '.', '..', a control character); rename it, or list scenes in a .txt",
-    ),
-)
-
-
-def _as_ours(error: Exception, name: str, action: str, denied: type[GeosegError]) -> GeosegError:
-    text = str(error).strip()
-    told = re.search(r"<Code>(\w+)</Code>|An error occurred \((\w+)\)", text)
-    code = (told[1] or told[2]) if told else ""
-    if code == "NoSuchBucket":
-        return ConfigError(f"{name}: there is no such bucket")
-    if code == "NoSuchUpload":
-        return ObjectMissingError(f"{name}: there is no such upload any more")
-    if code in _WRONG_KEY:
-        return AccessDeniedError(f"{name}: {_NO_ACCESS} ({code})")
-    if (
-        isinstance(error, (PermissionError, failures.PermissionDeniedError))
-        or code == "AccessDenied"
-        or "403 Forbidden" in text
-    ):
-        return denied(f"{name}: {_NO_ACCESS}" + (f" ({code})" if code else ""))
-    for kinds, ours, sentence in _KINDS:
-        if isinstance(error, kinds):
-            return ours(f"{name}: {sentence}")
-    first_line = redact(text.splitlines()[0]) if text else type(error).__name__
-    return StoreError(f"{name}: the store failed on {action}: {first_line}")
+def _ask(
+    uri: str, action: str, request: Callable[[Any, str], _T], *, denied: type[GeosegError] = AccessDeniedError
+) -> _T:
+    """What ``request`` gets from the store for the key, asked again while that may help. Raises what ``Tries`` raises."""
+    answer: _T = Tries(uri, action, denied=denied).run(lambda: request(*_object(uri)))
+    return answer
 
 
 def head(uri: str) -> ObjectInfo:
@@ -300,15 +196,17 @@ def head(uri: str) -> ObjectInfo:
     Raises ObjectMissingError, ObjectNameError, SceneDeniedError when this object is denied, AccessDeniedError when the
     credentials are, StoreError.
     """
-    store, key = _object(uri)
     try:
-        with _speaking_of(uri, "reading", denied=SceneDeniedError):
-            meta = obstore.head(store, key)
+        return _head(uri)
     except GeosegError as error:
-        if any(refusal in str(error.__cause__) for refusal in _REFUSALS):
-            _fetch(uri, {"range": (0, 1)})  # the answer to a HEAD has no body that would say why
-        raise
-    return _info(uri, meta)
+        if not any(refusal in str(error.__cause__) for refusal in _REFUSALS):
+            raise
+        _fetch(uri, {"range": (0, 1)})  # the answer to a HEAD has no body that would say why
+    return _head(uri)  # that has renewed the credentials
+
+
+def _head(uri: str) -> ObjectInfo:
+    return _info(uri, _ask(uri, "reading", obstore.head, denied=SceneDeniedError))
 
 
 def _info(uri: str, meta: Any) -> ObjectInfo:
@@ -335,66 +233,60 @@ def walk(uri: str) -> Iterator[ObjectInfo]:
 
     Raises AccessDeniedError, StoreError, and ConfigError for a bucket that is not there.
     """
-    store, prefix = _locate(uri)
-    root = uri.removesuffix(prefix).rstrip("/") + "/"
     seen = set()
-    with _speaking_of(uri, "listing"):
+    try:
+        for info in _list(uri):
+            seen.add(info.uri)
+            yield info
+    except failures.InvalidPathError as error:  # obstore ends its listing at a name that it cannot address
+        if not uri.startswith(("s3://", "/")):
+            Tries(uri, "listing").failed(error)
+        for info in _walk_bucket(uri) if "://" in uri else _walk_folder(uri):
+            if info.uri not in seen:
+                yield info
+
+
+def _list(uri: str) -> Iterator[ObjectInfo]:
+    """What obstore lists; begun again behind the last name when a page fails. Raises its InvalidPathError besides."""
+    _, prefix = _locate(uri)
+    root = uri.removesuffix(prefix).rstrip("/") + "/"
+    tries, last = Tries(uri, "listing"), None
+    while True:
+        tries.begin()
         try:
-            for batch in obstore.list(store, prefix.rstrip("/") or None, chunk_size=1000):
+            store, _ = _locate(uri)
+            for batch in obstore.list(store, prefix.rstrip("/") or None, offset=last, chunk_size=1000):
+                tries.went_well()
                 for meta in batch:
-                    info = _info(root + meta["path"], meta)
-                    seen.add(info.uri)
-                    yield info
-        except failures.InvalidPathError:  # obstore ends its listing at a name that it cannot address
-            if not uri.startswith(("s3://", "/")):
-                raise
-            for info in _walk_bucket(uri) if "://" in uri else _walk_folder(uri):
-                if info.uri not in seen:
-                    yield info
+                    yield _info(root + meta["path"], meta)
+                    last = meta["path"]
+        except (GeosegError, failures.InvalidPathError):
+            raise
+        except Exception as error:  # noqa: BLE001 - ``failed`` sorts them
+            tries.failed(error)
+        else:
+            return
 
 
 def _walk_bucket(uri: str) -> Iterator[ObjectInfo]:
-    _, bucket, prefix = _split(uri)
-    prefix = prefix.rstrip("/") + "/" if prefix else ""
-    with speaking_to_s3(uri, "listing") as client:
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-            for told in page.get("Contents", []):
-                version = Version(told["ETag"])
-                name = f"s3://{bucket}/{told['Key']}"
-                yield ObjectInfo(name, told["Size"], told["ETag"].strip('"'), told["LastModified"], version)
+    _, name, prefix = _split(uri)
+    asked = {"Bucket": name, "Prefix": prefix.rstrip("/") + "/" if prefix else ""}
+    while asked:
+        page = ask_s3(uri, "listing", "list_objects_v2", **asked)
+        for told in page.get("Contents", []):
+            version = Version(told["ETag"])
+            key = f"s3://{name}/{told['Key']}"
+            yield ObjectInfo(key, told["Size"], told["ETag"].strip('"'), told["LastModified"], version)
+        asked = {**asked, "ContinuationToken": page["NextContinuationToken"]} if page["IsTruncated"] else {}
 
 
-@contextmanager
-def speaking_to_s3(uri: str, action: str) -> Iterator[Any]:
-    """boto3's client of S3, for what obstore does not do, with its errors turned into ours; ``action`` is done with ``uri``.
+def ask_s3(uri: str, action: str, operation: str, **asked: Any) -> Any:
+    """What boto3's client of S3 answers to an operation, for what obstore does not do; ``action`` is done with ``uri``.
 
-    Raises ObjectMissingError (of an upload too), AccessDeniedError, ConfigError for a bucket that is not there, StoreError.
+    It is asked again while that may help. Raises ObjectMissingError (of an upload too), AccessDeniedError, ConfigError for a
+    bucket that is not there, StoreError.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield _s3_client(os.getpid(), _environment())
-    except (BotoCoreError, ClientError) as error:
-        raise _as_ours(error, redact(uri), action, AccessDeniedError) from error
-
-
-@lru_cache(maxsize=4)
-def _s3_client(_pid: int, _environment: tuple[tuple[str, str], ...]) -> Any:
-    """One for each process: after a fork two would talk over one connection."""
-    import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    session = boto3.Session()
-    config = Config(
-        s3={"addressing_style": "path"},
-        signature_version=UNSIGNED if _is_unsigned() else None,
-        connect_timeout=10,
-        read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 9},
-        request_checksum_calculation="when_required",  # else each sum would have to be kept until the end of an upload
-    )
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    return Tries(uri, action).run(lambda: getattr(s3_client(uri), operation)(**asked))
 
 
 def _walk_folder(folder: str) -> Iterator[ObjectInfo]:
@@ -419,12 +311,35 @@ def read(uri: str) -> bytes:
 def read_version(uri: str) -> tuple[bytes, Version]:
     """All bytes of a (small) object and the version that has these bytes.
 
-    Raises ObjectMissingError, ObjectNameError, AccessDeniedError, StoreError.
+    Of S3 they are compared with the ETag, which is made of the MD5 of what was uploaded, in one piece or in parts of the usual
+    sizes; where it is another sum (of other parts, or of what is encrypted with a key of KMS) two equal answers count. Raises
+    ObjectMissingError, ObjectNameError, AccessDeniedError, StoreError.
     """
-    store, key = _object(uri)
-    with _speaking_of(uri, "reading"):
+    before: tuple[bytes, Version] | None = None
+
+    def request(store: Any, key: str) -> tuple[bytes, Version]:
+        nonlocal before
         answer = obstore.get(store, key)
-        return bytes(answer.bytes()), _version(answer.meta)
+        found = bytes(answer.bytes()), _version(answer.meta)
+        if not uri.startswith("s3://") or found == before or _is_sum(bare(found[1]), found[0]):
+            return found
+        before = found
+        raise DamagedAnswerError("what it sent is not what its own sum says")
+
+    return _ask(uri, "reading", request)
+
+
+def _is_sum(etag: str, data: bytes) -> bool:
+    return etag == _md5(data).hex() or any(
+        etag
+        == f"{_md5(b''.join(_md5(data[at : at + size]) for at in range(0, len(data), size))).hex()}-{-(-len(data) // size)}"
+        for size in (_OBSTORE_PART_BYTES, _PART_BYTES)
+        if "-" in etag
+    )
+
+
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
 
 
 @lru_cache(maxsize=1)
@@ -455,13 +370,13 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, etag: str | None
         if etag:
             options["if_match"] = f'"{etag}"'
         try:
-            body = _fetch(uri, options)
+            body, size = _fetch(uri, options)
         except ObjectExistsError as error:
             raise SceneChangedError(
                 f"{redact(uri)}: was replaced while the run was reading it; run again to take the new version"
             ) from error
-        if len(body) != span[1] - span[0]:
-            raise StoreError(f"{redact(uri)}: asked for bytes {span[0]} to {span[1]}, the store sent {len(body)}")
+        if size < span[1]:
+            raise StoreError(f"{redact(uri)}: asked for bytes {span[0]} to {span[1]}, it has {size}")
         return body
 
     if len(ranges) == 1:
@@ -471,16 +386,21 @@ def read_ranges(uri: str, ranges: Sequence[tuple[int, int]], *, etag: str | None
 
 def read_start(uri: str, num_bytes: int) -> tuple[bytes, int]:
     """The first ``num_bytes`` of an object, or all when it has no more, and its size. Raises as ``head`` does."""
-    store, key = _object(uri)
-    with _speaking_of(uri, "reading", denied=SceneDeniedError):
-        answer = obstore.get(store, key, options={"range": (0, num_bytes)})
-        return bytes(answer.bytes()), int(answer.meta["size"])
+    return _fetch(uri, {"range": (0, num_bytes)})
 
 
-def _fetch(uri: str, options: Any) -> bytes:
-    store, key = _object(uri)
-    with _speaking_of(uri, "reading", denied=SceneDeniedError):
-        return bytes(obstore.get(store, key, options=options).bytes())
+def _fetch(uri: str, options: Any) -> tuple[bytes, int]:
+    """The bytes of a range, less where it passes the end, and the object's size."""
+    start, end = options["range"]
+
+    def request(store: Any, key: str) -> tuple[bytes, int]:
+        answer = obstore.get(store, key, options=options)
+        body, size = bytes(answer.bytes()), int(answer.meta["size"])
+        if len(body) != min(end, size) - start:  # some servers cut a body and call it complete
+            raise DamagedAnswerError(f"asked for bytes {start} to {end} of {size}, it sent {len(body)}")
+        return body, size
+
+    return _ask(uri, "reading", request, denied=SceneDeniedError)
 
 
 def write(
@@ -492,18 +412,31 @@ def write(
     ``replaces`` it must still be that version (of files: as far as the processes of one machine are concerned); otherwise
     ObjectExistsError. Raises AccessDeniedError and StoreError besides.
     """
-    store, key = _object(uri)
+    if "://" not in uri and (create or replaces):
+        return _ask(uri, "writing", lambda *_: _put_file(uri, data, replaces))
     mode: Any = "create" if create else "overwrite"
-    multipart = False if len(data) < _PART_BYTES else None
-    with _speaking_of(uri, "writing"):
-        if "://" not in uri and (create or replaces):
-            return _put_file(uri, data, replaces)
-        if replaces:
-            mode = {name: value for name, value in asdict(replaces).items() if value}
-            if uri.startswith("s3://"):  # some S3 servers compare without the quotes, and AWS does either way
-                mode["e_tag"] = mode["e_tag"].strip('"')
-        attributes: Any = {"Content-Type": content_type} if content_type and "://" in uri else None
+    if replaces:
+        mode = {name: value for name, value in asdict(replaces).items() if value}
+        if uri.startswith("s3://"):  # some S3 servers compare without the quotes, and AWS does either way
+            mode["e_tag"] = mode["e_tag"].strip('"')
+    attributes: Any = {"Content-Type": content_type} if content_type and "://" in uri else None
+    multipart = False if create or replaces or len(data) < _PART_BYTES else None
+    tries = Tries(uri, "writing")
+
+    def request() -> Version:
+        store, key = _object(uri, stream=multipart is None)
         return _version(obstore.put(store, key, data, mode=mode, use_multipart=multipart, attributes=attributes))
+
+    try:
+        version: Version = tries.run(request)
+    except ObjectExistsError:
+        if tries.num_failed:  # an earlier try may have done it, and its answer was lost
+            with suppress(ObjectMissingError):
+                standing, version = read_version(uri)
+                if standing == data:
+                    return version
+        raise
+    return version
 
 
 def _put_file(path: str, data: bytes, replaces: Version | None) -> Version:
@@ -514,21 +447,31 @@ def _put_file(path: str, data: bytes, replaces: Version | None) -> Version:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if replaces and not (exists(path) and head(path).version == replaces):
-            raise ObjectExistsError(f"{redact(path)}: {_CHANGED}")
+            raise ObjectExistsError(f"{redact(path)}: {CHANGED}")
         return _version(obstore.put(*_locate(path), data, mode="overwrite" if replaces else "create"))
     finally:
         os.close(descriptor)
 
 
-def write_stream(uri: str, chunks: Iterable[bytes]) -> None:
-    """Put a large object from pieces in flat memory (a multipart upload, or a temporary file renamed at the end)."""
-    store, key = _object(uri)
-    with _speaking_of(uri, "writing"):
-        obstore.put(store, key, iter(chunks), use_multipart=True, chunk_size=_PART_BYTES, max_concurrency=2)
+def write_stream(uri: str, chunks: Callable[[], Iterable[bytes]]) -> None:
+    """Put a large object from pieces in flat memory (a multipart upload, or a temporary file renamed at the end).
+
+    ``chunks`` gives the pieces, anew each time it is called. Raises AccessDeniedError, StoreError.
+    """
+
+    def request() -> None:
+        store, key = _object(uri, stream=True)
+        obstore.put(store, key, iter(chunks()), use_multipart=True, chunk_size=_PART_BYTES, max_concurrency=2)
+
+    tries = Tries(uri, "writing")
+    try:
+        tries.run(request)
+    except ObjectMissingError:  # the end of the upload was done, its answer lost, and there is no such upload any more
+        tries.run(request)
 
 
 def delete(uris: Sequence[str]) -> None:
     """Remove objects; one that is gone already is no error."""
     for uri in uris:
-        with suppress(ObjectMissingError), _speaking_of(uri, "deleting"):
-            obstore.delete(*_object(uri))
+        with suppress(ObjectMissingError):
+            _ask(uri, "deleting", obstore.delete)

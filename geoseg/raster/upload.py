@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from geoseg.errors import AccessDeniedError, StoreError
 from geoseg.raster import store
@@ -47,11 +48,18 @@ class Upload:
             return self._write_file(offset, data)
         sum_ = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         try:
-            with store.speaking_to_s3(self.uri, "writing a piece") as client:
-                told = client.upload_part(**self._named(), PartNumber=number, Body=data, ContentMD5=sum_)
-                return str(told["ETag"])
+            told = store.ask_s3(
+                self.uri,
+                "writing a piece",
+                "upload_part",
+                **self._named(),
+                PartNumber=number,
+                Body=data,
+                ContentMD5=sum_,
+            )
         except store.ObjectMissingError as error:
             raise StoreError(f"{error}: it was completed or given up by other work; run again") from error
+        return str(told["ETag"])
 
     def _write_file(self, offset: int, data: bytes) -> str:
         try:
@@ -77,9 +85,12 @@ class Upload:
         if not self.id:
             return {}
         found: dict[int, tuple[str, int]] = {}
-        with suppress(AccessDeniedError), store.speaking_to_s3(self.uri, "listing its pieces") as client:
-            for page in client.get_paginator("list_parts").paginate(**self._named()):
+        asked: dict[str, Any] = self._named()
+        with suppress(AccessDeniedError):
+            while asked:
+                page = store.ask_s3(self.uri, "listing its pieces", "list_parts", **asked)
                 found |= {one["PartNumber"]: (one["ETag"], one["Size"]) for one in page.get("Parts", [])}
+                asked = {**asked, "PartNumberMarker": page["NextPartNumberMarker"]} if page["IsTruncated"] else {}
         return found
 
     def complete(self, pieces: Mapping[int, str]) -> None:
@@ -95,8 +106,13 @@ class Upload:
             return
         told = [{"PartNumber": number, "ETag": pieces[number]} for number in sorted(pieces)]
         try:
-            with store.speaking_to_s3(self.uri, "completing its upload") as client:
-                client.complete_multipart_upload(**self._named(), MultipartUpload={"Parts": told})
+            store.ask_s3(
+                self.uri,
+                "completing its upload",
+                "complete_multipart_upload",
+                **self._named(),
+                MultipartUpload={"Parts": told},
+            )
         except store.ObjectMissingError:
             self._check_stands()  # an earlier attempt of ours, whose answer was lost, or one beside us
         store.delete([self.staging])
@@ -104,8 +120,8 @@ class Upload:
     def give_up(self) -> None:
         """Abort it and remove what stands of it; no harm when it was completed. Raises AccessDeniedError, StoreError."""
         if self.id:
-            with suppress(store.ObjectMissingError), store.speaking_to_s3(self.uri, "giving its upload up") as client:
-                client.abort_multipart_upload(**self._named())
+            with suppress(store.ObjectMissingError):
+                store.ask_s3(self.uri, "giving its upload up", "abort_multipart_upload", **self._named())
         store.delete([self.staging])
 
     def _check_stands(self) -> None:
@@ -134,12 +150,12 @@ def begin(uri: str, size: int, staging: str) -> Upload:
         standing.written()
         return standing
     store.delete([staging])
-    with store.speaking_to_s3(uri, "beginning its upload") as client:
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        upload = Upload(uri, size, staging, client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"])
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    told = store.ask_s3(uri, "beginning its upload", "create_multipart_upload", Bucket=bucket, Key=key)
+    upload = Upload(uri, size, staging, told["UploadId"])
     try:
-        told = {"uri": uri, "size": size, "id": upload.id}
-        store.write(staging, json.dumps(told).encode(), create=True)
+        marker = {"uri": uri, "size": size, "id": upload.id}
+        store.write(staging, json.dumps(marker).encode(), create=True)
     except store.ObjectExistsError as error:  # work beside us has begun it in the same moment
         replace(upload, staging=staging + "-").give_up()
         raise StoreError(f"{store.redact(uri)}: other work has begun it in the same moment; run again") from error

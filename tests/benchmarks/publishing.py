@@ -78,7 +78,7 @@ def whole(side: int, names: PartNames, uri: str, _deal: Any) -> None:
         assembler.top_pixels()
         file = assembler.finish()
         file.sums()
-        store.write_stream(uri, file.chunks())
+        store.write_stream(uri, file.chunks)
 
 
 def pieces(side: int, names: PartNames, uri: str, deal: Any) -> None:
@@ -133,7 +133,7 @@ def count_bytes() -> Counter[str]:
     store.read_start = lambda *args: (told("read", (got := fetching(*args))[0]), got[1])  # type: ignore[assignment]
     store.read_ranges = lambda *args, **how: [told("read", one) for one in ranges(*args, **how)]  # type: ignore[assignment]
     store.write = lambda uri, data, **how: writing(uri, told("written", data), **how)  # type: ignore[assignment]
-    store.write_stream = lambda uri, chunks: streaming(uri, (told("written", one) for one in chunks))  # type: ignore[assignment]
+    store.write_stream = lambda uri, chunks: streaming(uri, lambda: (told("written", one) for one in chunks()))  # type: ignore[assignment]
     Upload.write = lambda self, number, offset, data: sending(self, number, offset, told("written", data))  # type: ignore[method-assign]
     return counted
 

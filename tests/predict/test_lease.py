@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from kit.lossy import lossy_proxy
+from kit.faultproxy import Cut, Rule, Without, fault_proxy
 from kit.object_store import moto_server
 
 from geoseg.errors import ConfigError, OutputHeldError
@@ -80,13 +79,11 @@ def test_a_lease_of_this_run_is_its_own_whatever_its_version(out: str) -> None:
 
 @pytest.mark.bucket
 def test_an_answer_lost_is_not_a_lease_lost(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    chance = random.Random(3)
-    with lossy_proxy(
-        os.environ["AWS_ENDPOINT_URL"], lambda method, _: method == "PUT" and chance.random() < 0.5
-    ) as proxy:
+    lost = Rule(method="PUT", fault=Cut(0), times=None, chance=0.5)
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"], lost, seed=3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         with Lease(f"s3://{bucket}", beat_s=0.05) as lease:
-            wait_until(lambda: len(proxy.lost) >= 8, timeout_s=60)
+            wait_until(lambda: len(proxy.hit) >= 8, timeout_s=60)
             lease.check()
             assert held(f"s3://{bucket}")["run"] == lease.run_id
 
@@ -95,7 +92,7 @@ def test_an_answer_lost_is_not_a_lease_lost(bucket: str, monkeypatch: pytest.Mon
 def test_a_store_without_conditional_writes_is_named(header: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         moto_server() as environment,
-        lossy_proxy(environment["AWS_ENDPOINT_URL"], lambda *_: False, without=(header.lower(),)) as proxy,
+        fault_proxy(environment["AWS_ENDPOINT_URL"], Rule(fault=Without(header.lower()), times=None)) as proxy,
     ):
         for name, value in (environment | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
             monkeypatch.setenv(name, value)

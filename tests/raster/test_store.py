@@ -91,9 +91,9 @@ def test_ranges_come_in_the_order_asked_for(root: str) -> None:
     assert store.read_ranges(uri, ranges) == [content[start:end] for start, end in ranges]
 
 
-def test_a_short_answer_is_an_error(root: str) -> None:
+def test_what_lies_past_the_end_is_not_there(root: str) -> None:
     store.write(f"{root}/x", b"0123")
-    with pytest.raises(StoreError, match="asked for bytes 2 to 9, the store sent 2"):
+    with pytest.raises(StoreError, match="asked for bytes 2 to 9, it has 4"):
         store.read_ranges(f"{root}/x", [(2, 9)])
 
 
@@ -138,7 +138,7 @@ def test_what_is_gone_is_not_replaced(name: str, root: str) -> None:
 
 def test_pieces_become_one_object(root: str) -> None:
     uri, pieces = f"{root}/x", [bytes([number]) * (5 << 20) for number in range(4)]
-    store.write_stream(uri, iter(pieces))
+    store.write_stream(uri, lambda: iter(pieces))
     assert store.head(uri).size == 20 << 20
     assert store.read(uri) == b"".join(pieces)
     version = store.head(uri).version
@@ -210,7 +210,7 @@ def test_a_store_gets_back_the_version_that_it_gave(
         return {"e_tag": '"new"', "version": "2"}
 
     monkeypatch.setattr(obstore, "put", record)
-    monkeypatch.setattr(store, "_bucket", lambda *_: MemoryStore())
+    monkeypatch.setattr(store, "bucket", lambda *_, **__: MemoryStore())
     assert store.write(uri, b"data", replaces=version) == store.Version('"new"', "2")
     assert asked == [(("x", b"data"), mode)]
 
@@ -380,7 +380,7 @@ def test_listing_or_writing_denied_concerns_the_whole_job(bucket: str) -> None:
         lambda: store.write(uri, b"2"),
         lambda: store.write(f"{uri}2", b"2", create=True),
         lambda: store.write(uri, b"2", replaces=version),
-        lambda: store.write_stream(uri, [b"2"]),
+        lambda: store.write_stream(uri, lambda: [b"2"]),
     ):
         with pytest.raises(AccessDeniedError, match="access denied"):
             write()
