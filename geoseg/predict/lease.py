@@ -97,7 +97,7 @@ class Lease:
         if not self._claim():
             raise self._held_by(self._read()[0])
         for header, create, replaces in (("If-None-Match", True, None), ("If-Match", False, claimed)):
-            with suppress(store.ObjectExistsError):
+            with suppress(store.ObjectExistsError, store.ObjectMissingError):
                 store.write(self.uri, self._body(), create=create, replaces=replaces)
                 store.delete([self.uri])
                 raise ConfigError(

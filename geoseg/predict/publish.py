@@ -86,10 +86,12 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
 class StandingItem:
     """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it.
 
-    ``classes`` are the mask's pixels by class, ``footprint`` is WKT, "" when the item has no geometry, ``moment`` the (last) time.
+    ``revision``: as in ``ScenePlan``. ``classes`` are the mask's pixels by class, ``footprint`` is WKT, "" when the item has no
+    geometry, ``moment`` the (last) time.
     """
 
     fingerprint: str
+    revision: int
     sources: tuple[str, ...]
     made: MadeFrom
     published: Published
@@ -134,6 +136,7 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
     classes = [(str(one["name"]), int(one["count"])) for one in mask["classification:classes"] if "count" in one]
     return StandingItem(
         fingerprint=str(properties["geoseg:fingerprint"]),
+        revision=int(properties.get("geoseg:revision", 1)),
         sources=sources,
         made=MadeFrom(
             etags=_as_texts(properties["geoseg:input_etag"]),

@@ -57,6 +57,16 @@ class Weather:
         )
 
 
+@dataclass(slots=True, kw_only=True)
+class Stroke:
+    """A blow to one process, when ``left`` more of its requests and answers are on their way: it is killed or stands still."""
+
+    process: str
+    left: int
+    kills: bool = False
+    pause_s: float = 0.0
+
+
 class Bucket:
     """Objects by URI, as S3 keeps them."""
 
@@ -148,10 +158,12 @@ class World:
     def __init__(self, seed: int, weather: Weather, watch: Callable[[World, str, str, Process], None]) -> None:
         self.chance = random.Random(seed)
         self.weather, self._watch = weather, watch
+        self._wrong: BaseException | None = None
         self.bucket = Bucket()
         self.now = 0.0
         self.processes: list[Process] = []
         self.trace: list[str] = []
+        self.stroke: Stroke | None = None
         self._actors: list[Actor] = []
         self._orphans: list[tuple[float, Process, str, str, Callable[[], Any]]] = []
         self._back = threading.Semaphore(0)
@@ -208,15 +220,23 @@ class World:
             self._back.acquire()
             if actor.is_done:
                 self._actors.remove(actor)
-                if actor.error is not None:
-                    self._end()
-                    raise actor.error
+                self._wrong = self._wrong or actor.error
+            if self._wrong is not None:
+                self._end()
+                raise self._wrong
+
+    def _look(self, name: str, uri: str, process: Process) -> None:
+        try:
+            self._watch(self, name, uri, process)
+        except AssertionError as error:  # the process that did it would go on with other scenes
+            self._wrong = self._wrong or error
 
     def _end(self) -> None:
         for actor in self._actors:
             actor.process.is_dead = True
-            actor.go.release()
-            self._back.acquire()
+            while not actor.is_done:
+                actor.go.release()
+                self._back.acquire()
 
     def _arrive(self, at: float, process: Process, name: str, uri: str, effect: Callable[[], Any]) -> None:
         self.now = max(self.now, at)
@@ -225,7 +245,7 @@ class World:
         except GeosegError:
             return
         self.trace.append(f"{self.now:.2f} {process.name} (dead) {name} {uri.removeprefix(ROOT)}")
-        self._watch(self, name, uri, process)
+        self._look(name, uri, process)
 
     def wait(self, seconds: float, is_ready: Callable[[], bool] = lambda: False) -> None:
         """Let the others go on for so long, or until it ``is_ready``. Raises Killed when that was the end of this process."""
@@ -264,13 +284,19 @@ class World:
             self.trace.append(f"{self.now:.2f} {process.name} {name} {uri.removeprefix(ROOT)} {type(error).__name__}")
             return None, error
         self.trace.append(f"{self.now:.2f} {process.name} {name} {uri.removeprefix(ROOT)}")
-        self._watch(self, name, uri, process)
+        self._look(name, uri, process)
         return answer, None
 
     def _travel(self, process: Process, *request: Any) -> None:
         """The time that a request or an answer takes; its process may be paused or killed meanwhile."""
         chance, weather = self.chance, self.weather
         seconds = chance.expovariate(1 / weather.latency_s)
+        if self.stroke is not None and self.stroke.process == process.name:
+            self.stroke.left -= 1
+            if self.stroke.left == 0:
+                process.is_dead = self.stroke.kills
+                process.paused_until = self.now + self.stroke.pause_s
+                self.trace.append(f"{self.now:.2f} {process.name} struck")
         if chance.random() < weather.late:
             seconds += chance.uniform(0, weather.longest_s)
         if chance.random() < weather.paused:
@@ -286,7 +312,10 @@ class World:
     def is_alive(self, machine: str, pid: int) -> bool:
         """Whether there is such a process."""
         return any(
-            one.pid == pid and one.machine == machine and not one.is_dead and any(a.process is one for a in self._actors)
+            one.pid == pid
+            and one.machine == machine
+            and not one.is_dead
+            and any(a.process is one for a in self._actors)
             for one in self.processes
         )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from geoseg.predict.worker import Worker
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
 from geoseg.run import make_run_spec
-from kit.interleaved import ROOT, Actor, Process, Weather, World, lead_here, paths_of, this_process
+from kit.interleaved import ROOT, Actor, Process, Stroke, Weather, World, lead_here, paths_of, this_process
 from kit.oracle import seeded_bundle
 from kit.scenes import noise, write_scene
 
@@ -42,13 +42,13 @@ _T = TypeVar("_T")
 
 @dataclass
 class Given:
-    """Scenes, a run with each of three bundles, and what is told and made of the scenes with each, once."""
+    """Scenes, a run with each of three bundles, and the plans, parts and undisturbed worlds of each, made once."""
 
     refs: list[SceneRef]
     runs: list[RunSpec] = field(default_factory=list)
     plans: dict[tuple[str, str], ScenePlan] = field(default_factory=dict)
     parts: dict[str, bytes] = field(default_factory=dict)
-    outputs: list[dict[str, bytes]] = field(default_factory=list)
+    calm: list[World] = field(default_factory=list)
 
 
 @contextmanager
@@ -71,7 +71,7 @@ def given_runs(folder: Path) -> Iterator[Given]:
         patch.setattr(publish, "make_item", _remembered(publish.make_item))
         patch.setattr(ledger_module, "_footprint", _remembered(ledger_module._footprint))
         for run in made.runs:
-            made.outputs.append(undisturbed(made, run))
+            made.calm.append(undisturbed(made, run))
         yield made
 
 
@@ -159,8 +159,10 @@ def work(given: Given, run: RunSpec) -> str:
 
             def check() -> None:
                 lease.check()
-                holder = json.loads(world.bucket.objects[LEASE])
-                assert holder["run"] == lease.run_id, f"{process.name} passed a check of a lease that {holder} holds"
+                holder = json.loads(world.bucket.objects.get(LEASE, b"{}"))
+                assert holder.get("run") == lease.run_id, (
+                    f"{process.name} passed a check of a lease that {holder} holds"
+                )
 
             turns = [Turn(ref) for ref in given.refs]
             local.predict_locally(turns, run, book, read_threads=1, check=check, drain=Drain())
@@ -223,8 +225,8 @@ def _believes(process: Process) -> bool:
 def _watch_change(seen: Watched, world: World, name: str, uri: str, process: Process) -> None:
     objects = world.bucket.objects
     if uri == LEASE:
-        holder = json.loads(objects[uri])["run"]
-        if holder != seen.holder:
+        holder = json.loads(objects.get(uri, b"{}")).get("run", "")
+        if holder not in ("", seen.holder):
             seen.holder, seen.epoch = holder, seen.epoch + 1
             process.epoch = seen.epoch
         return
@@ -263,12 +265,19 @@ def standing(world: World) -> dict[str, bytes]:
     return found
 
 
-def undisturbed(given: Given, run: RunSpec) -> dict[str, bytes]:
+def undisturbed(given: Given, run: RunSpec) -> World:
+    """A world in which nothing but this run was."""
     world = World(0, Weather(), watch)
     last = world.start(world.process("calm"), lambda: work(given, run))
     world.run()
     assert last.result == "published published"
-    return standing(world)
+    return world
+
+
+def _take_up(world: World, calm: World) -> None:
+    """Let a world go on from what stands in another."""
+    world.bucket.objects.update(calm.bucket.objects)
+    _WATCHED[world] = copy.deepcopy(_WATCHED[calm])
 
 
 @dataclass
@@ -285,9 +294,7 @@ def interleave(given: Given, seed: int) -> Told:
     world = World(seed, Weather(), watch)
     chance = world.chance
     if chance.random() < 0.5:  # something stands already
-        first = chance.choice(given.runs)
-        world.start(world.process("first"), lambda: work(given, first))
-        world.run()
+        _take_up(world, chance.choice(given.calm))
     world.weather = Weather.of(chance)
     together = chance.random() < 0.3
     runs: list[Actor] = []
@@ -296,21 +303,60 @@ def interleave(given: Given, seed: int) -> Told:
         process = world.process(f"run{number}" + chance.choice(("", "+")))
         at = world.now + (0.0 if together else chance.uniform(0, chance.choice((1, 20, 100))))
         runs.append(world.start(process, lambda run=run: work_patiently(given, run), at=at))  # type: ignore[misc]
+    _end_well(given, world, f"seed {seed}, {world.weather}")
+    return _told(world, runs)
+
+
+def strike(given: Given, process: str, number: int, then: Sequence[int], *, kills: bool) -> Told | None:
+    """A run that is struck at its request or answer of that number, and runs with bundles ``then`` which meanwhile do the work.
+
+    None when it ends before.
+    """
+    world = World(number, Weather(), watch)
+    _take_up(world, given.calm[0])
+    world.stroke = Stroke(process=process, left=number, kills=kills, pause_s=0.0 if kills else 500.0)
+    runs = [world.start(world.process(process.removesuffix("p")), lambda: work(given, given.runs[2]))]
+    for place, run in enumerate(given.runs[one] for one in then):
+        at = 20.0 + 60 * place
+        runs.append(world.start(world.process(f"other{place}"), lambda run=run: work(given, run), at=at))  # type: ignore[misc]
+    stroke = world.stroke
+    _end_well(given, world, f"{stroke} at {number}, then {then}")
+    return _told(world, runs) if stroke.left <= 0 else None
+
+
+def _end_well(given: Given, world: World, situation: str) -> None:
+    """Let all end, and a calm run after them. Raises AssertionError with what led to a state that may not be."""
     try:
         world.run()
-        world.weather = Weather()
-        wanted = chance.randrange(len(given.runs))
+        world.weather, world.stroke = Weather(), None
+        wanted = world.chance.randrange(len(given.runs))
         last = world.start(world.process("last"), lambda: work(given, given.runs[wanted]))
         world.run()
         assert set(last.result.split()) <= {"published", "unchanged"}, last.result
-        assert standing(world) == given.outputs[wanted]
+        assert standing(world) == standing(given.calm[wanted])
     except BaseException as error:
         told = "\n".join(world.trace[-150:])
-        raise AssertionError(f"seed {seed}, {world.weather}: {error}\n{told}") from error
+        raise AssertionError(f"{situation}: {error}\n{told}") from error
     finally:
         _WATCHED.pop(world, None)
+
+
+def _told(world: World, runs: Iterable[Actor]) -> Told:
     names = "\n".join(line.partition(" ")[2] for line in world.trace)
     return Told(hashlib.sha256(names.encode()).hexdigest(), [str(one.result) for one in runs], len(world.trace))
+
+
+def strike_everywhere(given: Given, *, step: int, begin: int = 1) -> list[Told]:
+    """Strike a run, and the process beside it that publishes, at every ``step``-th of its requests and answers."""
+    told = []
+    for process in ("run", "run+", "run+p"):
+        for kills in (False, True):
+            for then in ((1,), (1, 0), (2,)):
+                number = begin
+                while (one := strike(given, process, number, then, kills=kills)) is not None:
+                    told.append(one)
+                    number += step
+    return told
 
 
 def interleave_all(folder: Path, seeds: Iterable[int]) -> list[Told]:

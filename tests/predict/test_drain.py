@@ -18,7 +18,7 @@ from kit.scenes import noise, tiny_bundle, write_scene
 import geoseg
 from geoseg.cli import main
 from geoseg.predict.drain import Drain
-from geoseg.predict.lease import Lease
+from geoseg.predict.lease import Lease, read_holder
 from geoseg.predict.verify import verify_output
 from geoseg.run import RunReport
 
@@ -85,7 +85,7 @@ def test_what_is_complete_is_published_and_the_next_run_does_the_rest(
     assert report.num_left == NUM - len(report.scenes)
     checked = verify_output(str(tmp_path))
     assert (checked.num_items, checked.faults) == (len(report.scenes), ())
-    assert not (tmp_path / "_geoseg" / "lease.json").exists()
+    assert read_holder(str(tmp_path)) is None
     (record,) = records(tmp_path)
     assert (record["exit_code"], record["left"]) == (130, report.num_left)
     assert record["counts"]["failed"] == 0, "what was not begun did not fail"
@@ -101,7 +101,7 @@ def test_a_second_signal_ends_a_run_at_once(
     send(monkeypatch, signal.SIGTERM, signal.SIGTERM, after_windows=2)
     with pytest.raises(KeyboardInterrupt):
         predict(scenes, tmp_path, bundle)
-    assert not (tmp_path / "_geoseg" / "lease.json").exists()
+    assert read_holder(str(tmp_path)) is None
 
 
 def test_a_signal_after_the_last_window_changes_nothing(
@@ -176,7 +176,7 @@ def test_a_process_that_gets_sigterm_says_how_to_go_on(scenes: Path, bundle: str
         "geoseg: interrupted; what is finished stays, the same command goes on from there"
     )
     assert " left\n" in complaint
-    assert not (tmp_path / "_geoseg" / "lease.json").exists()
+    assert read_holder(str(tmp_path)) is None
     assert [record["exit_code"] for record in records(tmp_path)] == [130]
 
 

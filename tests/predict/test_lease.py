@@ -21,7 +21,7 @@ from kit.lossy import lossy_proxy
 from kit.object_store import moto_server
 
 from geoseg.errors import ConfigError, OutputHeldError
-from geoseg.predict.lease import Lease, _here
+from geoseg.predict.lease import Lease, _here, read_holder
 from geoseg.raster import store
 
 ELSEWHERE = {"run": "x", "beat": 3, "host": "elsewhere", "pid": 1, "in": "elsewhere"}
@@ -67,7 +67,7 @@ def test_of_many_that_wait_for_a_dead_run_one_goes_on(out: str) -> None:
 
             (winner,) = [run_id for run_id in pool.map(begin, range(num_runs)) if run_id]
             assert held(out)["run"] == winner
-        assert not store.exists(lease_uri(out))
+        assert read_holder(out) is None
 
 
 def test_a_lease_of_this_run_is_its_own_whatever_its_version(out: str) -> None:
@@ -75,7 +75,7 @@ def test_a_lease_of_this_run_is_its_own_whatever_its_version(out: str) -> None:
         put(out, run=lease.run_id, beat=1000)
         wait_until(lambda: 1000 > int(str(held(out)["beat"])) > 0)
         lease.check()
-    assert not store.exists(lease_uri(out))
+    assert read_holder(out) is None
 
 
 @pytest.mark.bucket
@@ -190,8 +190,8 @@ def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
     ):
         pass
     with Lease(out, beat_s=0.1):
-        assert store.exists(f"{out}/_geoseg/lease.json")
-    assert not store.exists(f"{out}/_geoseg/lease.json")
+        assert read_holder(out) is not None
+    assert read_holder(out) is None
 
 
 def test_a_lease_lost_ends_the_run(tmp_path: Path) -> None:

