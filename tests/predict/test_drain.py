@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ import geoseg
 from geoseg.cli import main
 from geoseg.predict.drain import Drain
 from geoseg.predict.lease import Lease, read_holder
+from geoseg.predict.progress import Progress
 from geoseg.predict.verify import verify_output
 from geoseg.run import RunReport
 
@@ -54,12 +56,15 @@ def send(monkeypatch: pytest.MonkeyPatch, *signals: int, after_windows: int) -> 
     """Send signals to this process after so many windows, one after each."""
     left = [*[0] * after_windows, *signals]
 
-    def check(lease: Lease) -> None:
+    count = Progress.window_done
+
+    def window_done(progress: Progress, **what: Any) -> None:
+        count(progress, **what)
         number = left.pop(0) if left else 0
         if number:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Lease, "check", check)
+    monkeypatch.setattr(Progress, "window_done", window_done)
 
 
 def records(out: Path) -> list[dict]:
