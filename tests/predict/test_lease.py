@@ -20,7 +20,8 @@ import pytest
 from kit.lossy import lossy_proxy
 from kit.object_store import moto_server
 
-from geoseg.errors import ConfigError, OutputHeldError
+from geoseg.errors import ConfigError, OutputHeldError, StoreError
+from geoseg.predict import lease as lease_module
 from geoseg.predict.lease import Lease, _here, read_holder
 from geoseg.raster import store
 
@@ -203,3 +204,52 @@ def test_a_lease_lost_ends_the_run(tmp_path: Path) -> None:
         with pytest.raises(OutputHeldError, match="taken this output over"):
             lease.check()
     assert json.loads(store.read(lease.uri))["run"] == "other", "another run's lease is not ours to remove"
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["still its own", "taken over"])
+def test_a_run_that_stood_still_asks_the_store_before_it_goes_on(
+    taken: bool, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease(root, beat_s=60) as lease:
+        lease.check()
+        beat = held(root)["beat"]
+        now = lease_module._now
+        monkeypatch.setattr(lease_module, "_now", lambda: now() + 121)
+        if taken:
+            put(root, **ELSEWHERE)
+            with pytest.raises(OutputHeldError, match="taken this output over"):
+                lease.check()
+            assert held(root) == ELSEWHERE
+        else:
+            lease.check()
+            assert int(str(held(root)["beat"])) == int(str(beat)) + 1
+
+
+def test_a_run_ends_when_the_store_lets_no_renewal_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_s = 0.0
+    now = lease_module._now
+
+    def away(*_: object, **__: object) -> None:
+        nonlocal passed_s
+        passed_s += 200
+        raise StoreError("away")
+
+    with Lease(str(tmp_path), beat_s=60) as lease:
+        monkeypatch.setattr(lease_module, "_now", lambda: now() + passed_s)
+        passed_s = 121
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "write", away)
+            patch.setattr(time, "sleep", lambda _: None)
+            with pytest.raises(OutputHeldError, match="no renewal through for 600 s"):
+                lease.check()
+    assert read_holder(str(tmp_path)) is not None, "others take it for dead, as it may be held again"
+
+
+def test_a_lease_let_go_is_had_at_once_and_nobody_deletes_it(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted: list[str] = []
+    monkeypatch.setattr(store, "delete", deleted.extend)
+    for _ in range(2):
+        with Lease(out, beat_s=60) as lease:
+            assert held(out)["run"] == lease.run_id
+        assert read_holder(out) is None
+    assert not deleted
