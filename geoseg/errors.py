@@ -62,6 +62,10 @@ class ConflictError(SceneError):
     """Another scene or another run has published under the same id in the meantime."""
 
 
+class OvertakenError(ConflictError):
+    """Another run has published or removed this scene since it was planned; planned anew it may be published."""
+
+
 class StoreError(GeosegError):
     """The object store did not answer as it should; trying again later may help."""
 

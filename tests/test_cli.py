@@ -19,6 +19,7 @@ from kit.oracle import seeded_bundle, write_scene
 import geoseg
 import geoseg.errors
 from geoseg.cli import main
+from geoseg.predict.lease import read_holder
 from geoseg.predict.progress import Progress
 from geoseg.raster.synthetic import synthetic_image
 
@@ -168,7 +169,7 @@ def test_an_interrupted_run_says_how_to_go_on(bundle: Path, tmp_path: Path) -> N
     assert process.returncode == 130, told
     assert "goes on from there" in told
     assert not (tmp_path / "out" / "big").exists(), "nothing half-done is visible"
-    assert not (tmp_path / "out" / "_geoseg" / "lease.json").exists()
+    assert read_holder(str(tmp_path / "out")) is None
 
 
 def test_an_area_of_interest_hides_the_rest(scene: Path, bundle: Path, tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class Driver:
                 self._progress.ready(outcome.ready_at)
                 self._workers.add(outcome.ready_at)
                 for complete in self._take(outcome):
+                    self._check()  # after the plan saw which item is to be replaced
                     self._publishing[next(self._publishers).publish.remote(complete.to_json())] = complete
                     self._collect(wait_for=may_wait)
                 self._collect(wait_for=may_wait)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from geoseg.errors import GeosegError, SceneDeniedError, StopError, StoreError, stop_error
+from geoseg.errors import GeosegError, OvertakenError, SceneDeniedError, StopError, StoreError, stop_error
 from geoseg.raster import store
 
 _T = TypeVar("_T")
@@ -39,7 +39,7 @@ def attempt(step: Callable[[], _T], scene_id: str, doing: str) -> _T | Failure:
         return step()
     except GeosegError as error:
         stop = type(error).__name__ if isinstance(error, StopError) else ""
-        again, denied = isinstance(error, StoreError), isinstance(error, SceneDeniedError)
+        again, denied = isinstance(error, (StoreError, OvertakenError)), isinstance(error, SceneDeniedError)
         return Failure(sentence=str(error), stop=stop, again=again, denied=denied)
     except Exception as error:  # noqa: BLE001 - whatever one scene does to a library, the others go on
         remedy, again = _remedy(error)

@@ -74,7 +74,8 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
     done = standing.published
     plan = replace(plan, before=MaskBefore(id=ref.id, classes=standing.classes))
     if standing.fingerprint != plan.fingerprint:
-        return replace(plan, replaces=done.version, reasons=standing.made.changes_to(run.made_from(_versions(plan))))
+        reasons = standing.made.changes_to(run.made_from(_versions(plan)))
+        return replace(plan, replaces=done.version, revision=standing.revision + 1, reasons=reasons)
     why = held_back(ref.id, done.seam_score, run.config.max_seam_score) if not done.is_released else ""
     return SceneReport(
         **_facts(plan),

@@ -26,7 +26,7 @@ def predict_locally(
     check: Callable[[], None],
     drain: Drain,
 ) -> None:
-    """Predict and publish scenes turn after turn; ``check`` is called now and then and may end the run.
+    """Predict and publish scenes turn after turn; ``check`` is called now and then, before each publication too, and may end it.
 
     No window is begun after ``drain`` asks. What came of the scenes is in the ledger. Raises StopError kinds alone.
     """
@@ -36,7 +36,7 @@ def predict_locally(
         progress.ready()
         progress.held_by_workers(gpus=worker.num_gpus, cpus=torch.get_num_threads())
         try:
-            for done in worker.run(_tasks(left, run, ledger, drain)):
+            for done in worker.run(_tasks(left, run, ledger, check, drain)):
                 if done.failure is not None:
                     done.failure.raise_if_stop()
                 complete = ledger.window_done(
@@ -47,7 +47,7 @@ def predict_locally(
                     area_km2=done.area_km2,
                     bytes_fetched=done.bytes_fetched,
                 )
-                _publish(complete, run, ledger)
+                _publish(complete, run, ledger, check)
                 progress.show()
                 check()
         finally:
@@ -56,7 +56,9 @@ def predict_locally(
             return
 
 
-def _tasks(turns: Sequence[Turn], run: RunSpec, ledger: Ledger, drain: Drain) -> Iterator[Task]:
+def _tasks(
+    turns: Sequence[Turn], run: RunSpec, ledger: Ledger, check: Callable[[], None], drain: Drain
+) -> Iterator[Task]:
     for turn in turns:
         if drain.asked:
             return
@@ -67,13 +69,14 @@ def _tasks(turns: Sequence[Turn], run: RunSpec, ledger: Ledger, drain: Drain) ->
         elif isinstance(found, SceneReport):
             ledger.settled(found)
         else:
-            _publish(ledger.planned(found.plan, found.num), run, ledger)
+            _publish(ledger.planned(found.plan, found.num), run, ledger, check)
             for window in takewhile(lambda _: not drain.asked, turn.share(found.each, found.num)):
                 yield Task(found.plan, window)
 
 
-def _publish(complete: ScenePlan | None, run: RunSpec, ledger: Ledger) -> None:
+def _publish(complete: ScenePlan | None, run: RunSpec, ledger: Ledger, check: Callable[[], None]) -> None:
     if complete is not None:
+        check()  # after the plan saw which item is to be replaced
         published = try_to_publish(run, complete)
         if isinstance(published, Failure):
             published.raise_if_stop()

@@ -166,8 +166,10 @@ class ScenePlan:
     stack's id.
 
     ``replaces`` is the version of the item that stood when the scene was planned, None when there was none: publishing
-    puts its own in this one's place and in no other's. ``reasons`` say in words why there is something to do. ``before`` is
-    the last mask of the same ground. ``coarse`` is the grid of a coarse pass, where there is to be one.
+    puts its own in this one's place and in no other's. ``revision`` counts the items of a scene from 1; without it an item with
+    the bytes of an earlier one would be that very version again, where an ETag is made of the bytes. ``reasons`` say in words why
+    there is something to do. ``before`` is the last mask of the same ground. ``coarse`` is the grid of a coarse pass, where there
+    is to be one.
     """
 
     scene: Scene
@@ -178,6 +180,7 @@ class ScenePlan:
     area_file: AreaFile | None
     stack: tuple[Scene | None, ...] = ()
     replaces: store.Version | None = None
+    revision: int = 1
     reasons: tuple[str, ...] = ()
     before: MaskBefore | None = None
     coarse: CoarsePass | None = None

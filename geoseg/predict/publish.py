@@ -20,7 +20,7 @@ import numpy.typing as npt
 import shapely
 from PIL import Image
 
-from geoseg.errors import ConflictError, GeosegError, SceneChangedError, StoreError
+from geoseg.errors import ConflictError, GeosegError, OvertakenError, SceneChangedError, StoreError
 from geoseg.model.light import novelty
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.parts import bytes_in_parts, delete_parts, part_folder, staging_uri
@@ -86,10 +86,12 @@ def item_uri(run: RunSpec, scene_id: str) -> str:
 class StandingItem:
     """A scene's item as it stands: what it was made from (``sources``: redacted URIs), and what was published with it.
 
-    ``classes`` are the mask's pixels by class, ``footprint`` is WKT, "" when the item has no geometry, ``moment`` the (last) time.
+    ``revision``: as in ``ScenePlan``. ``classes`` are the mask's pixels by class, ``footprint`` is WKT, "" when the item has no
+    geometry, ``moment`` the (last) time.
     """
 
     fingerprint: str
+    revision: int
     sources: tuple[str, ...]
     made: MadeFrom
     published: Published
@@ -134,6 +136,7 @@ def _parse_item(scene_id: str, uri: str, version: store.Version, item: dict[str,
     classes = [(str(one["name"]), int(one["count"])) for one in mask["classification:classes"] if "count" in one]
     return StandingItem(
         fingerprint=str(properties["geoseg:fingerprint"]),
+        revision=int(properties.get("geoseg:revision", 1)),
         sources=sources,
         made=MadeFrom(
             etags=_as_texts(properties["geoseg:input_etag"]),
@@ -173,8 +176,8 @@ def publish_scene(run: RunSpec, plan: ScenePlan, deal: Deal = in_turn) -> Publis
     """Put a scene's masks together from its parts and publish them; ``deal`` says where the work on large ones is done.
 
     Doing it twice, late, or in two places at once leaves the same objects. Raises StoreError when a window's part is
-    missing or damaged, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id
-    or has published since it was planned. A scene that is held back keeps its parts.
+    missing or damaged, SceneChangedError when the scene was replaced meanwhile, ConflictError when other work holds its id,
+    OvertakenError when it has published since it was planned. A scene that is held back keeps its parts.
     """
     scene = plan.scene
     if not all(scene_is_unchanged(one) for one in plan.scenes):
@@ -333,8 +336,8 @@ def _commit(run: RunSpec, plan: ScenePlan, body: bytes) -> store.Version:
         raise _conflict(plan) from error
 
 
-def _conflict(plan: ScenePlan) -> ConflictError:
-    return ConflictError(
+def _conflict(plan: ScenePlan) -> OvertakenError:
+    return OvertakenError(
         f"{plan.scene.id}: another run has published or removed this scene in the meantime; what it left stays, this mask is "
         "not published"
     )

@@ -71,7 +71,7 @@ def make_item(
     the scene's light to the bundle (``geoseg.model.light``), the ``precision`` in which the network computed, more than one where
     workers' devices were not of one kind, and the ``fine_share`` of pixels at full resolution after a coarse pass.
 
-    The same scene, bundle, settings and precision give the same bytes: no time of processing, no host, no credentials.
+    The same scene, bundle, settings, precision and revision give the same bytes: no time of processing, no host, no credentials.
     """
     grid, scene = plan.scene.grid, plan.scene
     moments = sorted(datetime.strptime(one.datetime, "%Y-%m-%dT%H:%M:%S%z") for one in plan.scenes)
@@ -90,6 +90,7 @@ def make_item(
             f"{run.description.name}",
             "processing:software": {"geoseg": version("geoseg")},
             "geoseg:fingerprint": plan.fingerprint,
+            "geoseg:revision": plan.revision,
             "geoseg:input_etag": [one.etag for one in plan.scenes] if plan.stack else scene.etag,
             "geoseg:bundle": {"name": run.description.name, "sha256": run.bundle_digest},
             "geoseg:settings": run.config.pixel_settings(),

@@ -30,9 +30,9 @@ def job(root: str, bundle: Path, **values: Any) -> Job:
 
 
 def objects(root: str) -> dict[str, str]:
-    """ETag of each object of the output, without the records of runs."""
+    """ETag of each object of the output, without the records of runs and the lease."""
     return {
         info.uri.removeprefix(f"{root}/out/"): info.etag
         for info in store.walk(f"{root}/out/")
-        if "/_geoseg/runs/" not in info.uri
+        if "/_geoseg/runs/" not in info.uri and not info.uri.endswith("/_geoseg/lease.json")
     }

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,8 @@ from kit.scenes import noise, tiny_bundle, write_scene
 import geoseg
 from geoseg.cli import main
 from geoseg.predict.drain import Drain
-from geoseg.predict.lease import Lease
+from geoseg.predict.lease import Lease, read_holder
+from geoseg.predict.progress import Progress
 from geoseg.predict.verify import verify_output
 from geoseg.run import RunReport
 
@@ -54,12 +56,15 @@ def send(monkeypatch: pytest.MonkeyPatch, *signals: int, after_windows: int) -> 
     """Send signals to this process after so many windows, one after each."""
     left = [*[0] * after_windows, *signals]
 
-    def check(lease: Lease) -> None:
+    count = Progress.window_done
+
+    def window_done(progress: Progress, **what: Any) -> None:
+        count(progress, **what)
         number = left.pop(0) if left else 0
         if number:
             signal.raise_signal(number)
 
-    monkeypatch.setattr(Lease, "check", check)
+    monkeypatch.setattr(Progress, "window_done", window_done)
 
 
 def records(out: Path) -> list[dict]:
@@ -85,7 +90,7 @@ def test_what_is_complete_is_published_and_the_next_run_does_the_rest(
     assert report.num_left == NUM - len(report.scenes)
     checked = verify_output(str(tmp_path))
     assert (checked.num_items, checked.faults) == (len(report.scenes), ())
-    assert not (tmp_path / "_geoseg" / "lease.json").exists()
+    assert read_holder(str(tmp_path)) is None
     (record,) = records(tmp_path)
     assert (record["exit_code"], record["left"]) == (130, report.num_left)
     assert record["counts"]["failed"] == 0, "what was not begun did not fail"
@@ -101,7 +106,7 @@ def test_a_second_signal_ends_a_run_at_once(
     send(monkeypatch, signal.SIGTERM, signal.SIGTERM, after_windows=2)
     with pytest.raises(KeyboardInterrupt):
         predict(scenes, tmp_path, bundle)
-    assert not (tmp_path / "_geoseg" / "lease.json").exists()
+    assert read_holder(str(tmp_path)) is None
 
 
 def test_a_signal_after_the_last_window_changes_nothing(
@@ -176,7 +181,7 @@ def test_a_process_that_gets_sigterm_says_how_to_go_on(scenes: Path, bundle: str
         "geoseg: interrupted; what is finished stays, the same command goes on from there"
     )
     assert " left\n" in complaint
-    assert not (tmp_path / "_geoseg" / "lease.json").exists()
+    assert read_holder(str(tmp_path)) is None
     assert [record["exit_code"] for record in records(tmp_path)] == [130]
 
 

@@ -15,6 +15,7 @@ from kit.oracle import digests, seeded_bundle, write_scene
 import geoseg
 from geoseg.config import load_job
 from geoseg.errors import AccessDeniedError, ConflictError, StopError, StoreError
+from geoseg.predict import publish
 from geoseg.predict.aoi import AreaFile, load_area
 from geoseg.predict.bundles import load_bundle
 from geoseg.predict.ledger import Ledger, list_windows, prepare_scene
@@ -25,6 +26,7 @@ from geoseg.predict.progress import Progress
 from geoseg.predict.publish import publish_scene
 from geoseg.predict.reading import Task, WindowReader
 from geoseg.predict.turns import Turn
+from geoseg.predict.verify import verify_output
 from geoseg.predict.worker import Worker
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef, list_scenes
@@ -212,6 +214,25 @@ def test_a_run_that_comes_late_does_not_replace_newer_work(scenes: Path, bundle:
         publish_scene(late, plan)
     assert digests(tmp_path / "out") == before
     assert predict(scenes, tmp_path / "out", bundle, probabilities=True).exit_code == 0, "planned anew it may"
+
+
+def test_a_scene_that_another_run_published_meanwhile_is_planned_anew(
+    scenes: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(scenes, tmp_path / "other", bundle, probabilities=True)
+    late, make_item = [(tmp_path / "other" / "bad" / "item.json").read_bytes()], publish.make_item
+
+    def overtaken(run: RunSpec, plan: ScenePlan, **told: Any) -> bytes:
+        if plan.scene.id == "bad" and late:
+            store.write(f"{run.out}/bad/item.json", late.pop())
+        return make_item(run, plan, **told)
+
+    monkeypatch.setattr(publish, "make_item", overtaken)
+    report = predict(scenes, tmp_path / "out", bundle)
+    assert [scene.status for scene in report.scenes] == ["published", "published"]
+    items = [json.loads((tmp_path / "out" / name / "item.json").read_bytes()) for name in ("bad", "good")]
+    assert [item["properties"]["geoseg:revision"] for item in items] == [2, 1]
+    assert not verify_output(str(tmp_path / "out")).faults
 
 
 def test_the_version_an_item_replaces_is_no_part_of_the_fingerprint(scenes: Path, bundle: Path, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ import pytest
 from kit.faultproxy import Cut, Rule, Without, fault_proxy
 from kit.object_store import moto_server
 
-from geoseg.errors import ConfigError, OutputHeldError
-from geoseg.predict.lease import Lease, _here
+from geoseg.errors import ConfigError, OutputHeldError, StoreError
+from geoseg.predict import lease as lease_module
+from geoseg.predict.lease import Lease, _here, read_holder
 from geoseg.raster import store
 
 ELSEWHERE = {"run": "x", "beat": 3, "host": "elsewhere", "pid": 1, "in": "elsewhere"}
@@ -66,7 +67,7 @@ def test_of_many_that_wait_for_a_dead_run_one_goes_on(out: str) -> None:
 
             (winner,) = [run_id for run_id in pool.map(begin, range(num_runs)) if run_id]
             assert held(out)["run"] == winner
-        assert not store.exists(lease_uri(out))
+        assert read_holder(out) is None
 
 
 def test_a_lease_of_this_run_is_its_own_whatever_its_version(out: str) -> None:
@@ -74,7 +75,7 @@ def test_a_lease_of_this_run_is_its_own_whatever_its_version(out: str) -> None:
         put(out, run=lease.run_id, beat=1000)
         wait_until(lambda: 1000 > int(str(held(out)["beat"])) > 0)
         lease.check()
-    assert not store.exists(lease_uri(out))
+    assert read_holder(out) is None
 
 
 @pytest.mark.bucket
@@ -187,8 +188,8 @@ def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
     ):
         pass
     with Lease(out, beat_s=0.1):
-        assert store.exists(f"{out}/_geoseg/lease.json")
-    assert not store.exists(f"{out}/_geoseg/lease.json")
+        assert read_holder(out) is not None
+    assert read_holder(out) is None
 
 
 def test_a_lease_lost_ends_the_run(tmp_path: Path) -> None:
@@ -200,3 +201,52 @@ def test_a_lease_lost_ends_the_run(tmp_path: Path) -> None:
         with pytest.raises(OutputHeldError, match="taken this output over"):
             lease.check()
     assert json.loads(store.read(lease.uri))["run"] == "other", "another run's lease is not ours to remove"
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["still its own", "taken over"])
+def test_a_run_that_stood_still_asks_the_store_before_it_goes_on(
+    taken: bool, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Lease(root, beat_s=60) as lease:
+        lease.check()
+        beat = held(root)["beat"]
+        now = lease_module._now
+        monkeypatch.setattr(lease_module, "_now", lambda: now() + 121)
+        if taken:
+            put(root, **ELSEWHERE)
+            with pytest.raises(OutputHeldError, match="taken this output over"):
+                lease.check()
+            assert held(root) == ELSEWHERE
+        else:
+            lease.check()
+            assert int(str(held(root)["beat"])) == int(str(beat)) + 1
+
+
+def test_a_run_ends_when_the_store_lets_no_renewal_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_s = 0.0
+    now = lease_module._now
+
+    def away(*_: object, **__: object) -> None:
+        nonlocal passed_s
+        passed_s += 200
+        raise StoreError("away")
+
+    with Lease(str(tmp_path), beat_s=60) as lease:
+        monkeypatch.setattr(lease_module, "_now", lambda: now() + passed_s)
+        passed_s = 121
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "write", away)
+            patch.setattr(time, "sleep", lambda _: None)
+            with pytest.raises(OutputHeldError, match="no renewal through for 600 s"):
+                lease.check()
+    assert read_holder(str(tmp_path)) is not None, "others take it for dead, as it may be held again"
+
+
+def test_a_lease_let_go_is_had_at_once_and_nobody_deletes_it(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted: list[str] = []
+    monkeypatch.setattr(store, "delete", deleted.extend)
+    for _ in range(2):
+        with Lease(out, beat_s=60) as lease:
+            assert held(out)["run"] == lease.run_id
+        assert read_holder(out) is None
+    assert not deleted
