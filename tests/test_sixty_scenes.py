@@ -19,6 +19,7 @@ from geoseg.raster import store
 
 pytestmark = [pytest.mark.bucket, pytest.mark.slow, pytest.mark.chaos]
 
+
 def other_bundle(uri: str) -> str:
     """Save the bundle that ships, as one that wants more before it calls something a building."""
     bundle = load_bundle("roads-buildings")

@@ -13,9 +13,7 @@ import pytest
 from kit import crash
 from kit.oracle import seeded_bundle
 from kit.scenes import noise, write_scene
-from kit.watcher import watching
-
-from geoseg.raster import store
+from kit.watcher import results, watching
 
 pytestmark = pytest.mark.bucket
 
@@ -43,8 +41,8 @@ POINTS = (
     (SMALL, "after put record:1"),
     (SMALL, "before put page:1"),
     (SMALL, "after put page:1"),
-    (SMALL, "before delete lease:1"),
-    (SMALL, "after delete lease:1"),
+    (SMALL, "before release lease:1"),
+    (SMALL, "after release lease:1"),
     (LARGE, "before begin upload:1"),
     (LARGE, "after begin upload:1"),
     (LARGE, "after put marker:1"),
@@ -108,12 +106,6 @@ class Place:
         """The keys of uploads under way, which no listing of objects shows."""
         told = boto3.Session().client("s3").list_multipart_uploads(Bucket=self.bucket)
         return [one["Key"] for one in told.get("Uploads", [])]
-
-
-def results(out: str) -> dict[str, str]:
-    """SHA-256 of each object of an output, without the records of runs."""
-    found = [info.uri for info in store.walk(f"{out}/") if "/_geoseg/runs/" not in info.uri]
-    return {uri.removeprefix(out): hashlib.sha256(store.read(uri)).hexdigest() for uri in found}
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import subprocess
@@ -21,22 +20,13 @@ from kit.chaos import kill_group, killing
 from kit.data import cut_scenes
 from kit.oracle import seeded_bundle
 from kit.scenes import noise, write_scene
-from kit.watcher import Watcher, watching
+from kit.watcher import Watcher, results, watching
 
 import geoseg
-from geoseg.raster import store
 
 SEEDS = (17, 18, 19, 20, 21, 22, 23, 24)
 KILLS, SCENES, WINDOWS = 30, 24, 96
 TRIES = 6
-
-
-def results(out: str) -> dict[str, str]:
-    """SHA-256 of each object of an output but records of runs and the index, which holds what a store calls versions."""
-    found = [info.uri for info in store.walk(f"{out}/") if "/_geoseg/runs/" not in info.uri]
-    sums = {uri.removeprefix(out): hashlib.sha256(store.read(uri)).hexdigest() for uri in found}
-    sums.pop("/_geoseg/index.json.gz", None)
-    return sums
 
 
 @dataclass(slots=True)
@@ -58,7 +48,9 @@ class Seen:
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.timeout(1200)
-def test_killed_workers_change_nothing(bucket: str, tmp_path: Path, figure: Callable[..., None]) -> None:
+def test_killed_workers_change_nothing(
+    bucket: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, figure: Callable[..., None]
+) -> None:
     """Each seed kills workers of one run over real scenes; what a scene's second try could not save the next run does."""
     import ray
 
@@ -73,7 +65,7 @@ def test_killed_workers_change_nothing(bucket: str, tmp_path: Path, figure: Call
     seen, killed, differing, runs, more_runs = Seen(), Counter[str](), 0, 0, 0
     ray.init(
         address="local", num_cpus=5, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
-        _temp_dir=str(tmp_path / "ray"), runtime_env=crash.ray_runtime_env(tmp_path / "notes"),
+        _temp_dir=str(tmp_path_factory.mktemp("ray")), runtime_env=crash.ray_runtime_env(tmp_path / "notes"),
     )  # fmt: skip
     try:
         for seed in SEEDS:
@@ -202,10 +194,47 @@ def test_a_run_whose_driver_is_killed_goes_on(night: Night) -> None:
 @pytest.mark.timeout(900)
 def test_a_driver_killed_at_any_point_is_gone_on_with(night: Night, figure: Callable[..., None]) -> None:
     came = kill_and_resume(night, 20, seed=2)
-    figure("R2", "objects identical after the driver was killed and the run gone on with", f"{came.identical} of 20", goal="20 of 20")
+    figure(
+        "R2",
+        "objects identical after the driver was killed and the run gone on with",
+        f"{came.identical} of 20",
+        goal="20 of 20",
+    )
     figure("R2", "scenes done again beyond those in flight", came.scenes_again, goal="0")
     figure("R2", "windows computed again whose parts stood", came.windows_again, goal="0")
     figure("R5", "listings of folders while drivers were killed", came.seen.listings)
     figure("R5", "partial scenes seen in them", came.seen.partial, goal="0")
     assert came.seen.faults == []
     assert (came.identical, came.scenes_again, came.windows_again) == (20, 0, 0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_driver_on_ray_that_is_killed_takes_its_processes_along(night: Night, figure: Callable[..., None]) -> None:
+    assert night.run(night.folder / "calm", night.notes("calm-notes")) == 0, (night.folder / "log").read_text()
+    wanted, chance, seen, again = results(str(night.folder / "calm")), random.Random(3), Seen(), 0
+    for trial in range(2):
+        out, least = night.folder / f"out-{trial}", chance.randrange(1, 9)
+        with watching(str(out)) as watcher, (night.folder / "ray-log").open("w") as log:
+            command = [sys.executable, "-m", "geoseg", *night.arguments(out), "--engine", "ray", "--workers", "2"]
+            driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            try:
+                while len(items(out)) < least:
+                    assert driver.poll() is None, (night.folder / "ray-log").read_text()
+                    time.sleep(0.02)
+            finally:
+                kill_group(driver.pid)
+                driver.wait()
+            stood = {name: (out / name / "item.json").stat().st_mtime_ns for name in items(out)}
+            assert night.run(out, night.notes(f"notes-{trial}")) == 0, (night.folder / "log").read_text()
+        assert results(str(out)) == wanted
+        again += sum((out / name / "item.json").stat().st_mtime_ns != before for name, before in stood.items())
+        again += len(
+            {window.split()[0] for window in crash.noted(night.folder / f"notes-{trial}", crash.WINDOW)} & {*stood}
+        )
+        seen.add(watcher)
+    figure("R2", "scenes done again beyond those in flight, after a driver on Ray was killed twice", again, goal="0")
+    assert again == 0
+    assert seen.faults == []

@@ -1,8 +1,8 @@
 """Processes that run a command of geoseg's and die where they are told to, as by a power cut: ``GEOSEG_CRASH_AT=step:n``.
 
-A step is a call by which something changes in the store, before or after it: ``before put item``, ``after delete part``; the
-process ends itself by SIGKILL at the n-th pass of that step. Where GEOSEG_TEST_NOTES names a folder, each process appends a line
-for each window that it has computed and for each step that it has passed to a file there.
+A step is a call by which something changes in the store, before or after it: ``before put item``, ``after delete part``; so is
+the end of a lease. The process ends itself by SIGKILL at the n-th pass of that step. Where GEOSEG_TEST_NOTES names a folder, each
+process appends a line for each window that it has computed and for each step that it has passed to a file there.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def install() -> None:
     import obstore
     from botocore.client import BaseClient
 
+    from geoseg.predict.lease import Lease
     from geoseg.predict.worker import Worker
     from geoseg.raster import cog
 
@@ -62,6 +63,7 @@ def install() -> None:
     for name in ("put", "delete"):
         _wrap(obstore, name, lambda _, key, *__, _name=name, **___: f"{_name} {kind_of(key)}")
     _wrap(BaseClient, "_make_api_call", lambda _, operation, *__: _REQUESTS.get(operation, ""))
+    _wrap(Lease, "__exit__", lambda *_: "release lease")
     write_part = Worker._write_part
 
     def noted(self: Worker, task: Any, *args: Any) -> int:

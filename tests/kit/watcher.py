@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -119,6 +120,14 @@ def _address(out: str, item: str, href: str) -> str:
     return (
         f"{out}/{href.removeprefix('../')}" if href.startswith("../") else f"{out}/{folder}/{href.removeprefix('./')}"
     )
+
+
+def results(out: str) -> dict[str, str]:
+    """SHA-256 of each object of an output by name, without what tells of runs: their records and the lease."""
+    found = [info.uri for info in store.walk(f"{out}/")]
+    told = re.compile(r"/_geoseg/(?:runs/.*|lease\.json)")
+    names = {name: uri for uri in found if not told.fullmatch(name := uri.removeprefix(out))}
+    return {name: hashlib.sha256(store.read(uri)).hexdigest() for name, uri in names.items()}
 
 
 @contextlib.contextmanager
