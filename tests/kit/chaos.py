@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -33,8 +34,8 @@ def title(pid: int) -> str:
 
 
 def is_at_work(name: str) -> bool:
-    """Whether this is the name of a process in which Ray runs something of ours."""
-    return name.startswith("ray::") and not name.startswith(("ray::IDLE", "ray::_"))
+    """Whether this is the name of a process in which Ray runs something of ours; it names its own agents alike."""
+    return re.match(r"ray::(?:Map|Read|Publisher|_do)", name) is not None
 
 
 class Killer:
