@@ -62,6 +62,10 @@ def test_killed_workers_change_nothing(
     assert geoseg.predict(str(tmp_path / "in"), calm, engine="local", **settings).windows == WINDOWS
     wanted = results(calm)
     assert sum(name.endswith("/item.json") for name in wanted) == SCENES
+
+    def computed() -> int:
+        return len(crash.noted(tmp_path / "notes", crash.WINDOW))
+
     seen, killed, differing, runs, more_runs = Seen(), Counter[str](), 0, 0, 0
     ray.init(
         address="local", num_cpus=5, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False,
@@ -70,7 +74,7 @@ def test_killed_workers_change_nothing(
     try:
         for seed in SEEDS:
             out = f"s3://{bucket}/seed-{seed}"
-            with watching(out) as watcher, killing(os.getpid(), seed=seed, pauses_s=(0.5, 2.5)) as killer:
+            with watching(out) as watcher, killing(os.getpid(), seed=seed, progress=computed, steps=(2, 12)) as killer:
                 report = geoseg.predict(str(tmp_path / "in"), out, engine="ray", workers=3, **settings)
             runs += 1
             tries = 0
@@ -90,10 +94,9 @@ def test_killed_workers_change_nothing(
     finally:
         ray.shutdown()
         print(dict(killed))
-    computed = len(crash.noted(tmp_path / "notes", crash.WINDOW))
     figure("R1", f"kills of workers in {runs} runs over {SCENES} real scenes", killed.total(), goal=f">= {KILLS}")
     figure("R1", "objects that differ from those of a calm run", differing, goal="0")
-    figure("R1", f"windows computed more than once, of {runs * WINDOWS}", computed - runs * WINDOWS)
+    figure("R1", f"windows computed more than once, of {runs * WINDOWS}", computed() - runs * WINDOWS)
     figure("R1", "runs after those, as a scene had lost a window twice", more_runs)
     figure("R5", "listings of a bucket while workers were killed", seen.listings)
     figure("R5", "partial scenes seen in them", seen.partial, goal="0")

@@ -39,31 +39,42 @@ def is_at_work(name: str) -> bool:
 
 
 class Killer:
-    """Kills one process below ``root`` after the other, at moments and of those chosen by ``seed``; ``killed`` has their names."""
+    """Kills one worker below ``root`` after the other, chosen by ``seed``; ``killed`` has their names.
 
-    def __init__(
-        self, root: int, *, seed: int, pauses_s: tuple[float, float], is_victim: Callable[[str], bool] = is_at_work
-    ) -> None:
+    ``progress`` counts what is done; between two kills it grows, by ``steps[0]`` to ``steps[1]``: kills by the clock
+    would leave a busy machine no time to start workers again.
+    """
+
+    def __init__(self, root: int, *, seed: int, progress: Callable[[], int], steps: tuple[int, int]) -> None:
         self.killed: list[str] = []
-        self._root, self._is_victim, self._pauses_s = root, is_victim, pauses_s
+        self._root, self._progress, self._steps = root, progress, steps
         self._chance = random.Random(seed)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="killer", daemon=True)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._chance.uniform(*self._pauses_s)):
-            victims = {pid: name for pid in sorted(descendants(self._root)) if self._is_victim(name := title(pid))}
-            if victims:
-                pid = self._chance.choice(list(victims))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                    self.killed.append(victims[pid])
+        due = self._progress() + self._chance.randint(*self._steps)
+        while not self._stop.wait(0.05):
+            if self._progress() >= due and self._kill_one():
+                due = self._progress() + self._chance.randint(*self._steps)
+
+    def _kill_one(self) -> bool:
+        victims = {pid: name for pid in sorted(descendants(self._root)) if is_at_work(name := title(pid))}
+        if not victims:
+            return False
+        pid = self._chance.choice(list(victims))
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        self.killed.append(victims[pid])
+        return True
 
 
 @contextlib.contextmanager
-def killing(root: int, *, seed: int, pauses_s: tuple[float, float]) -> Iterator[Killer]:
+def killing(root: int, *, seed: int, progress: Callable[[], int], steps: tuple[int, int]) -> Iterator[Killer]:
     """Kill workers below a process for the length of the block."""
-    killer = Killer(root, seed=seed, pauses_s=pauses_s)
+    killer = Killer(root, seed=seed, progress=progress, steps=steps)
     killer._thread.start()
     try:
         yield killer
