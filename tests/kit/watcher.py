@@ -54,14 +54,14 @@ class Watcher:
         body = self._bodies.get((name, info.etag))
         if body is None:
             data, version = store.read_version(info.uri)
-            etag = store.bare(version)
-            body = json.loads(data)
-            if etag not in self._items.setdefault(name, []):
-                self._items[name].append(etag)
+            body, sha256 = json.loads(data), hashlib.sha256(data).hexdigest()
+            before = self._items.setdefault(name, [])
+            if sha256 not in before:
+                before.append(sha256)
                 self.num_items += 1
-            elif self._items[name][-1] != etag:
+            elif before[-1] != sha256:
                 self._fault(f"{name}: stands in an earlier version again")
-            self._bodies[name, etag] = body
+            self._bodies[name, store.bare(version)] = body
         for key, asset in body["assets"].items():
             uri = _address(self._out, name, asset["href"])
             there = listed.get(uri.removeprefix(self._out + "/")) or self._head(uri)
