@@ -57,7 +57,7 @@ def test_killed_workers_change_nothing(
     (tmp_path / "in").mkdir()
     (tmp_path / "notes").mkdir()
     cut_scenes(tmp_path / "in", SCENES, side=600)
-    settings: dict[str, Any] = {"window": 512, "resolution": "native"}
+    settings: dict[str, Any] = {"window": 512, "bundle": str(seeded_bundle(tmp_path / "bundle"))}
     calm = f"s3://{bucket}/calm"
     assert geoseg.predict(str(tmp_path / "in"), calm, engine="local", **settings).windows == WINDOWS
     wanted = results(calm)
@@ -86,7 +86,10 @@ def test_killed_workers_change_nothing(
             seen.add(watcher)
             killed.update(killer.killed)
             found = results(out)
-            print(f"seed {seed}: {len(killer.killed)} kills, {tries} more runs, {watcher.num_listings} listings")
+            print(
+                f"seed {seed}: {len(killer.killed)} kills, {tries} more runs, {watcher.num_listings} listings",
+                flush=True,
+            )
             assert report.exit_code == 0, [scene for scene in report.scenes if scene.status == "failed"]
             differing += len({name for name, _ in found.items() ^ wanted.items()})
             if killed.total() >= KILLS and runs >= 3:
