@@ -206,9 +206,10 @@ def predict_refs(
         except KeyboardInterrupt:
             if not drain.is_late:
                 raise
-    unchanged = {report.id: report.fingerprint for report in ledger.reports if report.status == "unchanged"}
-    if unchanged:
-        sweep(parts_of_scenes(run.out), unchanged)
+    sweep(
+        parts_of_scenes(run.out),
+        {one.id: one.fingerprint for one in ledger.reports if one.status in ("published", "unchanged")},
+    )
     if progress.windows_done:
         progress.show(last=True)
     working_h = progress.working_s / 3600

@@ -79,25 +79,28 @@ def delete_parts(run: RunSpec, scene_id: str) -> None:
 
 
 def parts_of_scenes(out: str) -> dict[str, list[str]]:
-    """The URIs of all parts in an output, by scene. Raises AccessDeniedError, StoreError."""
+    """The URIs of all parts in an output, by scene; none when the store does not tell."""
     found: dict[str, list[str]] = defaultdict(list)
     folder = store.join(out, WORK_FOLDER, "parts")
-    for info in store.walk(folder):
-        found[info.uri[len(folder) + 1 :].split("/")[0]].append(info.uri)
+    with suppress(GeosegError):
+        for info in store.walk(folder):
+            found[info.uri[len(folder) + 1 :].split("/")[0]].append(info.uri)
     return dict(found)
 
 
 def sweep(parts: Mapping[str, Sequence[str]], standing: Mapping[str, str]) -> None:
     """Remove the parts of which items were made that stand; ``standing`` has the fingerprint of each by its scene.
 
-    A run may have ended after the item and before it had tidied up. One that may not delete goes on all the same.
+    A run may have ended after the item and before it had tidied up, or a worker was lost with windows that were told, and another
+    made them again when their scene stood. A run that may not delete goes on all the same.
     """
     with suppress(GeosegError):
         remove_parts(
             uri
-            for scene_id, fingerprint in standing.items()
-            for uri in parts.get(scene_id, ())
-            if f"/{scene_id}/{_of_fingerprint(fingerprint)}" in uri
+            for scene_id, uris in parts.items()
+            if scene_id in standing
+            for uri in uris
+            if f"/{scene_id}/{_of_fingerprint(standing[scene_id])}" in uri
         )
 
 

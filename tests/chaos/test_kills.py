@@ -64,7 +64,7 @@ def test_killed_workers_change_nothing(
     assert sum(name.endswith("/item.json") for name in wanted) == SCENES
 
     def computed() -> int:
-        return len(crash.noted(tmp_path / "notes", crash.WINDOW))
+        return len(crash.noted(tmp_path / "notes", crash.MADE))
 
     seen, killed, differing, runs, more_runs = Seen(), Counter[str](), 0, 0, 0
     ray.init(
@@ -91,7 +91,9 @@ def test_killed_workers_change_nothing(
                 flush=True,
             )
             assert report.exit_code == 0, [scene for scene in report.scenes if scene.status == "failed"]
-            differing += len({name for name, _ in found.items() ^ wanted.items()})
+            others = {name for name, _ in found.items() ^ wanted.items()}
+            print(sorted(others), flush=True)
+            differing += len(others)
             if killed.total() >= KILLS and runs >= 3:
                 break
     finally:

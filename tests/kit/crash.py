@@ -2,7 +2,7 @@
 
 A step is a call by which something changes in the store, before or after it: ``before put item``, ``after delete part``; so is
 the end of a lease. The process ends itself by SIGKILL at the n-th pass of that step. Where GEOSEG_TEST_NOTES names a folder, each
-process appends a line for each window that it has computed and for each step that it has passed to a file there.
+process appends a line for each window that it has computed, and stored, and for each step that it has passed to a file there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 CRASH_AT, NOTES, PIECE_BYTES = "GEOSEG_CRASH_AT", "GEOSEG_TEST_NOTES", "GEOSEG_TEST_PIECE_BYTES"
-WINDOW, STEP = "window", "step"
+MADE, WINDOW, STEP = "made", "window", "step"
 _TESTS = Path(__file__).resolve().parents[1]
 _KINDS = (
     ("lease", r"_geoseg/lease\.json"),
@@ -67,8 +67,10 @@ def install() -> None:
     write_part = Worker._write_part
 
     def noted(self: Worker, task: Any, *args: Any) -> int:
+        about = f"{task.plan.scene.id} {task.window.row_off} {task.window.col_off}"
+        _note(MADE, about)
         valid_pixels = write_part(self, task, *args)
-        _note(WINDOW, f"{task.plan.scene.id} {task.window.row_off} {task.window.col_off}")
+        _note(WINDOW, about)
         return valid_pixels
 
     Worker._write_part = noted  # type: ignore[method-assign]

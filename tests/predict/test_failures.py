@@ -310,6 +310,14 @@ def test_parts_that_outlived_their_item_go_with_the_next_run(scenes: Path, bundl
     assert left == {f"{planned(scenes, other).fingerprint[:32]}-512"}
 
 
+def test_parts_that_come_after_their_item_go_with_the_run(scenes: Path, bundle: Path, tmp_path: Path) -> None:
+    """As when a worker is lost with windows that were told, and another one makes them again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("geoseg.predict.publish.delete_parts", lambda *_: None)
+        assert predict(scenes, tmp_path / "out", bundle).exit_code == 0
+    assert not list((tmp_path / "out" / "_geoseg" / "parts").rglob("r*c*"))
+
+
 def test_windows_with_a_part_cost_one_listing(
     scenes: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
