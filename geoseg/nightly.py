@@ -16,6 +16,7 @@ from geoseg.predict.ledger import BAD, SceneReport
 from geoseg.predict.outcomes import Outcome, check_has_runs, held_back, last_outcomes, with_status
 from geoseg.predict.output import Output, list_output
 from geoseg.predict.page import write_page
+from geoseg.predict.parts import sweep
 from geoseg.predict.record import GoneScene, RunReport, record_uri, write_record
 from geoseg.predict.remove import half_removed, remove_scene
 from geoseg.predict.selection import Selection, select
@@ -71,6 +72,7 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         )
         settled = {*refs, *(one.id for one in selection.gone)}
         standing = {ref.id: known[ref.id].footprint for ref in listing.refs if ref.id not in settled}
+        sweep(output.parts, {scene_id: known[scene_id].fingerprint for scene_id in standing})
         if remove_gone:
             wanted = {ref.id for ref in listing.refs}
             for scene_id in [*(one.id for one in selection.gone), *half_removed(output, wanted)]:

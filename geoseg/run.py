@@ -31,7 +31,7 @@ from geoseg.predict.mask import uncertainty_bytes
 from geoseg.predict.memory import set_memory_up
 from geoseg.predict.output import list_output
 from geoseg.predict.page import write_page
-from geoseg.predict.parts import WORK_FOLDER
+from geoseg.predict.parts import WORK_FOLDER, parts_of_scenes, sweep
 from geoseg.predict.plan import ModelFile, RunSpec, ScenePlan
 from geoseg.predict.predictor import network_spec, network_to_run
 from geoseg.predict.progress import Progress
@@ -206,6 +206,10 @@ def predict_refs(
         except KeyboardInterrupt:
             if not drain.is_late:
                 raise
+    sweep(
+        parts_of_scenes(run.out),
+        {one.id: one.fingerprint for one in ledger.reports if one.status in ("published", "unchanged")},
+    )
     if progress.windows_done:
         progress.show(last=True)
     working_h = progress.working_s / 3600

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from kit.data import data_folder
-from rasterio.windows import Window
+from kit.data import cut_scenes
 
 from geoseg.config import load_job
 from geoseg.model.bundle import Bundle
@@ -19,38 +18,6 @@ from geoseg.predict.verify import verify_output
 from geoseg.raster import store
 
 pytestmark = [pytest.mark.bucket, pytest.mark.slow, pytest.mark.chaos]
-
-SIDE = 400
-IMAGERY = ("dubai/dubai_?.tif", "mass_roads/mass_*[0-9].tif", "hot_buildings/*_z20.tif", "inria_austin/austin.tif")
-
-
-def cut_scenes(folder: Path, num: int) -> list[Path]:
-    """Cut scenes from the imagery in turn, another part of each every time; none of nodata alone."""
-    images = [path for pattern in IMAGERY for path in sorted(data_folder().glob(pattern))]
-    scenes: list[Path] = []
-    place = 0
-    while len(scenes) < num:
-        image, place = images[place % len(images)], place + 1
-        with rasterio.open(image) as source:
-            down, across = source.height // SIDE, source.width // SIDE
-            at = place * 7 % (down * across)
-            window = Window(at % across * SIDE, at // across * SIDE, SIDE, SIDE)
-            pixels = source.read((1, 2, 3), window=window)
-            if pixels.any(0).mean() < 0.5:
-                continue
-            path = folder / f"{image.stem}-{at:03}-{len(scenes):02}.tif"
-            told = {
-                "driver": "GTiff",
-                "count": 3,
-                "height": SIDE,
-                "width": SIDE,
-                "dtype": "uint8",
-                "photometric": "rgb",
-            }
-            with rasterio.open(path, "w", **told, crs=source.crs, transform=source.window_transform(window)) as scene:
-                scene.write(pixels)
-            scenes.append(path)
-    return scenes
 
 
 def other_bundle(uri: str) -> str:

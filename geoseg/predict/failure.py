@@ -12,6 +12,7 @@ from geoseg.errors import GeosegError, OvertakenError, SceneDeniedError, StopErr
 from geoseg.raster import store
 
 _T = TypeVar("_T")
+_DISK_HAS_NO_ROOM = tuple(f"(os error {number})" for number in (errno.ENOSPC, errno.EDQUOT))  # as obstore tells it
 _TORCH_HAS_NO_MEMORY = ("CUDA out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -40,7 +41,8 @@ def attempt(step: Callable[[], _T], scene_id: str, doing: str) -> _T | Failure:
     except GeosegError as error:
         stop = type(error).__name__ if isinstance(error, StopError) else ""
         again, denied = isinstance(error, (StoreError, OvertakenError)), isinstance(error, SceneDeniedError)
-        return Failure(sentence=str(error), stop=stop, again=again, denied=denied)
+        room = f"; {_make_room()}" if again and any(sign in str(error) for sign in _DISK_HAS_NO_ROOM) else ""
+        return Failure(sentence=f"{error}{room}", stop=stop, again=again, denied=denied)
     except Exception as error:  # noqa: BLE001 - whatever one scene does to a library, the others go on
         remedy, again = _remedy(error)
         lines = store.redact(str(error)).strip().splitlines()
@@ -57,5 +59,9 @@ def _remedy(error: Exception) -> tuple[str, bool]:
             True,
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: make room, also in {tempfile.gettempdir()}", True
+        return _make_room(), True
     return "geoseg did not foresee this: please report it, with the scene", isinstance(error, OSError)
+
+
+def _make_room() -> str:
+    return f"the disk is full: make room, also in {tempfile.gettempdir()}"

@@ -8,9 +8,11 @@ are on their way beside them.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
+from geoseg.errors import GeosegError
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.raster import store
 from geoseg.raster.splice import PartNames
@@ -25,7 +27,11 @@ _UPLOAD = "upload-"
 
 def part_folder(run: RunSpec, plan: ScenePlan) -> str:
     """The prefix of a scene's parts."""
-    return store.join(_all_parts(run, plan.scene.id), f"{plan.fingerprint[:32]}-{plan.window}")
+    return store.join(_all_parts(run, plan.scene.id), f"{_of_fingerprint(plan.fingerprint)}{plan.window}")
+
+
+def _of_fingerprint(fingerprint: str) -> str:
+    return f"{fingerprint[:32]}-"
 
 
 def part_names(run: RunSpec, plan: ScenePlan, layer: str = "") -> PartNames:
@@ -70,6 +76,32 @@ def delete_parts(run: RunSpec, scene_id: str) -> None:
     look at the scene, no more: what is missing is made again.
     """
     remove_parts([info.uri for info in store.walk(_all_parts(run, scene_id))])
+
+
+def parts_of_scenes(out: str) -> dict[str, list[str]]:
+    """The URIs of all parts in an output, by scene; none when the store does not tell."""
+    found: dict[str, list[str]] = defaultdict(list)
+    folder = store.join(out, WORK_FOLDER, "parts")
+    with suppress(GeosegError):
+        for info in store.walk(folder):
+            found[info.uri[len(folder) + 1 :].split("/")[0]].append(info.uri)
+    return dict(found)
+
+
+def sweep(parts: Mapping[str, Sequence[str]], standing: Mapping[str, str]) -> None:
+    """Remove the parts of which items were made that stand; ``standing`` has the fingerprint of each by its scene.
+
+    A run may have ended after the item and before it had tidied up, or a worker was lost with windows that were told, and another
+    made them again when their scene stood. A run that may not delete goes on all the same.
+    """
+    with suppress(GeosegError):
+        remove_parts(
+            uri
+            for scene_id, uris in parts.items()
+            if scene_id in standing
+            for uri in uris
+            if f"/{scene_id}/{_of_fingerprint(standing[scene_id])}" in uri
+        )
 
 
 def remove_parts(uris: Iterable[str]) -> None:

@@ -75,6 +75,8 @@ class Upload:
             raise StoreError(
                 f"{store.redact(self.uri)}: the file in the making is gone, completed or removed by other work; run again"
             ) from error
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.staging) from error  # which of a descriptor's has no name
         return ""
 
     def written(self) -> dict[int, tuple[str, int]]:

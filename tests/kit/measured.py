@@ -69,7 +69,7 @@ class _Tree:
     """A process and those below it, looked at again and again by a thread until ``end``."""
 
     def __init__(self, root: int) -> None:
-        self._ours = {root: True, **dict.fromkeys(_processes() - {root}, False)}
+        self._ours = {root: True, **dict.fromkeys(processes() - {root}, False)}
         self._cpu_s: dict[int, float] = {}
         self._peak = 0
         self._next_shares = 0.0
@@ -95,12 +95,12 @@ class _Tree:
 
     def _look(self) -> int:
         """Take note of what each of the processes has used; how many of them run."""
-        there = _processes()
+        there = processes()
         for pid in self._ours.keys() - there:
             del self._ours[pid]
         living = []
         for pid in filter(self._is_ours, there):
-            stat = _stat(pid)
+            stat = stat_of(pid)
             if stat is not None:
                 self._cpu_s[pid] = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
                 living += [pid] * (stat[0] != "Z")
@@ -112,7 +112,7 @@ class _Tree:
 
     def _is_ours(self, pid: int) -> bool:
         if pid not in self._ours:
-            stat = _stat(pid)
+            stat = stat_of(pid)
             if stat is None:
                 return False
             parent = int(stat[1])
@@ -120,11 +120,11 @@ class _Tree:
         return self._ours[pid]
 
 
-def _processes() -> set[int]:
+def processes() -> set[int]:
     return {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
 
 
-def _stat(pid: int) -> list[str] | None:
+def stat_of(pid: int) -> list[str] | None:
     """The fields of ``/proc/PID/stat`` from the state on, None when the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

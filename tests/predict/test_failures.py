@@ -317,6 +317,28 @@ def test_a_published_scene_leaves_no_parts_of_any_kind(own_scenes: Path, bundle:
     assert not [file for file in (tmp_path / "out" / "_geoseg" / "parts").rglob("*") if file.is_file()]
 
 
+def test_parts_that_outlived_their_item_go_with_the_next_run(scenes: Path, bundle: Path, tmp_path: Path) -> None:
+    """A run may end between the item and the removal of the parts; those of other settings are another's."""
+    out = tmp_path / "out"
+    run, other = spec(scenes, out, bundle), spec(scenes, out, bundle, probabilities=True)
+    for each in (run, other):
+        make_parts(each, planned(scenes, each))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("geoseg.predict.publish.delete_parts", lambda *_: None)
+        publish_scene(run, planned(scenes, run))
+    assert predict(scenes, out, bundle).counts == {"unchanged": 1, "published": 1}
+    left = {file.parent.name for file in (out / "_geoseg" / "parts").rglob("r*c*")}
+    assert left == {f"{planned(scenes, other).fingerprint[:32]}-512"}
+
+
+def test_parts_that_come_after_their_item_go_with_the_run(scenes: Path, bundle: Path, tmp_path: Path) -> None:
+    """As when a worker is lost with windows that were told, and another one makes them again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("geoseg.predict.publish.delete_parts", lambda *_: None)
+        assert predict(scenes, tmp_path / "out", bundle).exit_code == 0
+    assert not list((tmp_path / "out" / "_geoseg" / "parts").rglob("r*c*"))
+
+
 def test_windows_with_a_part_cost_one_listing(
     scenes: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,50 @@
+"""A worker that has seen thousands of windows holds what it held after the first thousand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).parents[1]
+WINDOWS, WARM = 5000, 1000
+MOST_KB_PER_1000 = 1500  # of which the names of scenes are some; a leaked window would be 786
+
+
+def soak(folder: Path, num: int) -> list[dict[str, int]]:
+    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "kit.soak", str(folder), str(num)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_memory_and_descriptors_stay_flat(tmp_path: Path, figure: Callable[..., None]) -> None:
+    told = soak(tmp_path, WINDOWS)
+    assert told[-1]["windows"] == WINDOWS
+    warm = [one for one in told if one["windows"] >= WARM]
+    slope, _ = np.polyfit([one["windows"] / 1000 for one in warm], [one["kb"] for one in warm], 1)
+    print([one["kb"] for one in told])
+    figure(
+        "R18",
+        f"slope of resident memory over {WINDOWS:,} windows after the first {WARM:,}, kB per 1,000",
+        round(float(slope)),
+    )
+    for what in ("descriptors", "threads"):
+        figure(
+            "R18",
+            f"open {what}, least and most",
+            f"{min(one[what] for one in warm)} to {max(one[what] for one in warm)}",
+        )
+    assert slope < MOST_KB_PER_1000
+    for what in ("descriptors", "threads"):
+        assert max(one[what] for one in warm) <= min(one[what] for one in warm) + 2, "one may just be at its end"
