@@ -301,6 +301,8 @@ def head(uri: str) -> ObjectInfo:
     credentials are, StoreError.
     """
     store, key = _object(uri)
+    if "://" not in uri and not os.path.isfile(uri) and Path(uri).exists():
+        raise ObjectMissingError(f"{uri}: is no file")  # who opens a pipe waits for its other end
     try:
         with _speaking_of(uri, "reading", denied=SceneDeniedError):
             meta = obstore.head(store, key)
