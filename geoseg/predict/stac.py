@@ -117,7 +117,7 @@ def make_item(
     _add_model(item, run)
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
     document["properties"] = {"datetime": None, **_without_nulls(document["properties"])}
-    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    return (json.dumps(store.redacted(document), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def content_sum(asset: dict[str, Any]) -> str:

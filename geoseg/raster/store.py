@@ -23,6 +23,7 @@ import obstore
 from obstore import exceptions as failures
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 
+from geoseg import redaction
 from geoseg.errors import (
     AccessDeniedError,
     ConfigError,
@@ -48,14 +49,9 @@ _REFUSALS = ("400 Bad Request", "403 Forbidden")
 _NO_ACCESS = "access denied; check the credentials and the bucket's policy"
 _CHANGED = "was changed by somebody else in the meantime"
 _NOT_A_NAME = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffd]")
-_USER = re.compile(r'://[^/@\s"<>]+@')
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
-_HEADER = re.compile(r"""(?i)(authorization\W{1,4}(?:(?:aws[\w-]*|bearer|basic|sharedkey)\s+)?)[^\s"',;]+""")
-_PAIR = re.compile(
-    r"""(?i)(?<![\w/.-])((?:[\w-]*(?:signature|credential|token|secret|password|accesskey|access_key|accountkey)"""
-    r"""[\w-]*|sig)=)[^&\s"',;<>]+"""
-)
 _T = TypeVar("_T")
+
+redact, redacted = redaction.redact, redaction.redacted
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,24 +141,6 @@ def _check_name(uri: str) -> None:
         )
 
 
-def redact(text: str) -> str:
-    """The text without user names and passwords of URLs, keys, tokens and signatures, which become ``***``.
-
-    Made for values, not for JSON as a whole. ``name=value`` counts where a query or an option stands, not in a path.
-    """
-    text = _PAIR.sub(r"\1***", _HEADER.sub(r"\1***", _USER.sub("://***@", text)))
-    return _KEY_ID.sub("***", text)
-
-
-def redacted(told: Any) -> Any:
-    """The same structure with its texts redacted one by one, so that it stays the JSON that it was."""
-    if isinstance(told, dict):
-        return {key: redacted(value) for key, value in told.items()}
-    if isinstance(told, (list, tuple)):
-        return [redacted(value) for value in told]
-    return redact(told) if isinstance(told, str) else told
-
-
 def join(uri: str, *names: str) -> str:
     """The URI of something below ``uri``."""
     return "/".join([uri.rstrip("/"), *names])
@@ -182,10 +160,15 @@ def _memory(name: str) -> MemoryStore:  # noqa: ARG001 - one store for each name
 def _bucket(scheme: str, bucket: str, _environment: tuple[tuple[str, str], ...]) -> Any:
     options: Any = {"timeout": "60s", "connect_timeout": "10s"}
     retries: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=90)}
-    if scheme == "gs":
-        return GCSStore(bucket, client_options=options, retry_config=retries)
-    if scheme == "az":
-        return AzureStore(container_name=bucket, client_options=options, retry_config=retries)
+    try:
+        if scheme == "gs":
+            return GCSStore(bucket, client_options=options, retry_config=retries)
+        if scheme == "az":
+            return AzureStore(container_name=bucket, client_options=options, retry_config=retries)
+    except failures.BaseError as error:
+        raise AccessDeniedError(
+            f"{scheme}://{bucket}: the credentials in the environment cannot be used: {str(error).splitlines()[0]}"
+        ) from error
     import boto3
     from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider

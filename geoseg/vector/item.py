@@ -14,6 +14,7 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.table import Column, TableExtension
 from shapely.geometry import MultiPolygon, box, mapping
 
+from geoseg.redaction import redacted
 from geoseg.vector.layers import BBOX, GEOMETRY, LayerKind
 
 VECTORS_VERSION = 1  # of the ways to trace; a new one makes all vectors anew
@@ -109,7 +110,7 @@ def make_vectors_item(
         "datetime": None,
         **{key: value for key, value in document["properties"].items() if value is not None},
     }
-    return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    return (json.dumps(redacted(document), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _add_file(item: pystac.Item, file: LayerFile) -> None:
