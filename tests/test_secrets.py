@@ -170,7 +170,7 @@ def secret_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ob
 def test_no_command_on_a_cluster_writes_a_secret(
     secret_store: ObjectStore, tmp_path: Path, figure: Callable[..., None]
 ) -> None:
-    """The nodes have the store's keys in their environment; searched are all logs, the outputs, and all that Ray keeps and tells."""
+    """The nodes have the store's keys in their environment; searched are logs, outputs, and all that Ray keeps and tells."""
     here = tmp_path / "here"
     bundle = tiny_bundle(here / "bundle")
     pixels = {
