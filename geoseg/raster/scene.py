@@ -202,4 +202,5 @@ def slug(name: str) -> str:
 
 
 def _with_hash(name: str, text: str) -> str:
-    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode(errors="surrogatepass"))  # JSON may hold what UTF-8 does not
+    return f"{name}-{digest.hexdigest()[:8]}"
