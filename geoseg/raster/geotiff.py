@@ -59,6 +59,10 @@ _MERGE_GAP = 32 << 10
 _MAX_FETCH = 8 << 20
 _BESIDE = "the mask beside it"
 _GEO_TEXTS = 34737
+# Of WKT what has PROJ open a file or URL; "@null" is none.
+_OTHER_FILES = re.compile(
+    rb"proj4_grids|parameterfile|(?:grids|file|init|model)\s*=(?!@null\b)|=\s*pipeline", re.IGNORECASE
+)
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
@@ -440,8 +444,7 @@ def _check_costs(directory: tiff.Directory) -> None:
 def _check_crs(directory: tiff.Directory) -> None:
     """PROJ reads the files of shifts that WKT names, URLs too if it may; in a GeoTIFF WKT stands as Esri writes it."""
     entry = directory.entries.get(_GEO_TEXTS)
-    text = entry.raw.lower() if entry is not None else b""
-    if b"esri pe string" in text and (b"extension" in text or b"parameterfile" in text):
+    if entry is not None and b"esri pe string" in entry.raw.lower() and _OTHER_FILES.search(entry.raw):
         raise GeoreferenceError(
             "its CRS names other files, and geoseg reads no other file than the one it is given; name the CRS by its code with "
             "gdal_edit.py -a_srs EPSG:<code>"

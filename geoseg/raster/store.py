@@ -517,3 +517,17 @@ def delete(uris: Sequence[str]) -> None:
     for uri in uris:
         with suppress(ObjectMissingError), _speaking_of(uri, "deleting"):
             obstore.delete(*_object(uri))
+
+
+def refuse_links_out(root: str, *, below: Sequence[str]) -> None:
+    """Raises ConfigError when a link in one of these folders of a folder leads out of it; buckets have none."""
+    if "://" in root:
+        return
+    inside = Path(root).resolve()
+    for folder in (inside / name for name in below):
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
+                    raise ConfigError(
+                        f"{entry.path}: is a link that leads out of {root}; remove it, or write to where it leads"
+                    )

@@ -255,12 +255,14 @@ def constant(path: Path, *, side: int = 16, bands: int = 1, **profile: Any) -> P
     return write_scene(path, np.full((bands, side, side), SEVEN, np.uint8), **profile)
 
 
-def shifted_by(path: Path, source: str) -> Path:
-    """Write a GeoTIFF whose CRS, in Esri's words, has PROJ open a file or a URL for the shifts of its datum."""
+def shifted_by(path: Path, extension: str) -> Path:
+    """Write a GeoTIFF whose CRS, in Esri's words, has an extension that may have PROJ open a file or a URL."""
+    of_datum, of_crs = (f",{extension}", "") if "PROJ4_GRIDS" in extension else ("", f",{extension}")
     wkt = (
-        f'PROJCS["x",GEOGCS["g",DATUM["d",SPHEROID["Bessel",6377397.155,299.15],EXTENSION["PROJ4_GRIDS","{source}"]],'
+        f'PROJCS["x",GEOGCS["g",DATUM["d",SPHEROID["Bessel",6377397.155,299.15]{of_datum}],'
         'PRIMEM["Greenwich",0],UNIT["Degree",0.0174532925199433]],PROJECTION["Transverse_Mercator"],'
-        'PARAMETER["central_meridian",15],PARAMETER["scale_factor",0.9996],PARAMETER["false_easting",500000],UNIT["metre",1]]'
+        'PARAMETER["central_meridian",15],PARAMETER["scale_factor",0.9996],PARAMETER["false_easting",500000],UNIT["metre",1]'
+        f"{of_crs}]"
     )
     told = f"ESRI PE String = {wkt}|"
     keys = shorts(1, 1, 0, 4, 1024, 0, 1, 32767, 1025, 0, 1, 1, 3072, 0, 1, 32767, 3073, _GEO_TEXTS, len(told), 0)
@@ -275,10 +277,15 @@ def metadata_of(path: Path, items: str) -> Path:
 def leading_elsewhere(folder: Path, *, canary: Path, url: str) -> dict[str, Path]:
     """Write true GeoTIFFs whose fields name other files, hosts, or more text than anybody wants."""
     laughs = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
+    proj4 = 'EXTENSION["PROJ4","+proj=utm +zone=33 +ellps=bessel +units=m {} +no_defs"]'
     overview = '<Item name="OVERVIEW_FILE" domain="OVERVIEWS">{}</Item>'
     return {
-        "shifts from a file": shifted_by(folder / "shifts-file.tif", str(canary)),
-        "shifts from a URL": shifted_by(folder / "shifts-url.tif", f"{url}/x.tif"),
+        "shifts from a file": shifted_by(folder / "shifts-file.tif", f'EXTENSION["PROJ4_GRIDS","{canary}"]'),
+        "shifts from a URL": shifted_by(folder / "shifts-url.tif", f'EXTENSION["PROJ4_GRIDS","{url}/x.tif"]'),
+        "a projection from a file": shifted_by(
+            folder / "proj4.tif", proj4.format(f"+nadgrids=@null +geoidgrids={canary}")
+        ),
+        "no shifts": shifted_by(folder / "no-shifts.tif", proj4.format("+nadgrids=@null +wktext")),
         "overviews in a file": metadata_of(folder / "overview-file.tif", overview.format(canary)),
         "overviews at a URL": metadata_of(folder / "overview-url.tif", overview.format(f"/vsicurl/{url}/x.tif")),
         "a thousand million laughs": with_fields(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from geoseg.config import SceneSource, check
 from geoseg.errors import ConfigError
+from geoseg.predict.lease import Lease
 from geoseg.predict.publish import ITEM_NAME
 from geoseg.predict.sources import _uri
 from geoseg.raster import store
@@ -112,3 +113,22 @@ def test_an_href_leads_nowhere_but_where_it_may(num: int, tmp_path: Path, figure
 def test_a_uri_that_climbs_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="cannot be addressed"):
         store.normalize_uri(text)
+
+
+@pytest.mark.parametrize("place", ["scene", "_geoseg/parts", "_geoseg"])
+def test_a_link_out_of_the_output_ends_a_run_before_it_writes(place: str, tmp_path: Path) -> None:
+    """A link to another place of the output, and the output being a link itself, are nobody's harm."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "there").mkdir(parents=True)
+    (tmp_path / "out" / "here").symlink_to(tmp_path / "out" / "there")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with Lease(str(tmp_path / "link")):
+        pass
+    link = tmp_path / "out" / place
+    link.parent.mkdir(exist_ok=True)
+    if link.is_dir():
+        link.rmdir()
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="is a link that leads out of"), Lease(str(tmp_path / "out")):
+        pass
+    assert not list((tmp_path / "elsewhere").iterdir())
