@@ -144,7 +144,7 @@ def test_what_a_store_repeats_of_a_request_is_not_told(
 _TOLD_BY_RAY = (
     "api/jobs/",
     "api/cluster_status",
-    "nodes?view=details",
+    "nodes?view=summary",
     *(f"api/v0/{what}?detail=true&limit=10000" for what in ("jobs", "tasks", "actors", "workers", "objects", "nodes")),
     "api/v0/runtime_envs?detail=true",
 )
