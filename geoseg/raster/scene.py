@@ -197,7 +197,7 @@ def slug(name: str) -> str:
         if stem.lower().endswith(suffix):
             stem = stem[: -len(suffix)]
             break
-    made = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.").lstrip("_") or "scene"
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).rstrip("-.").lstrip("-._") or "scene"
     return made if made == stem.replace("/", "-") and len(made) <= _MAX_ID else _with_hash(made[:_MAX_ID], name)
 
 
