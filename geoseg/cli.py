@@ -22,15 +22,17 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         import signal
+        import traceback
 
         from geoseg.errors import GeosegError
+        from geoseg.redaction import redact
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as schedulers end what a person interrupts
         try:
             return super().invoke(ctx)
         except GeosegError as error:
             if ctx.params.get("debug"):
-                raise
+                click.echo(redact(traceback.format_exc()), err=True)
             click.echo(f"geoseg: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:

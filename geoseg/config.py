@@ -27,6 +27,7 @@ from pydantic import (
 
 from geoseg.errors import ConfigError
 from geoseg.interval import parse_interval
+from geoseg.redaction import redact
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -435,7 +436,7 @@ def _place(keys: Sequence[str | int]) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

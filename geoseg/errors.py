@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from geoseg.redaction import redact
+
 
 class GeosegError(Exception):
-    """Base of every error that geoseg raises on purpose; its text is one sentence meant for a person."""
+    """Base of every error that geoseg raises on purpose; its text is one sentence meant for a person, without secrets."""
 
     exit_code = 1
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redact(sentence))
 
 
 class SceneError(GeosegError):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,23 +155,32 @@ def test_every_odd_file_has_a_row(odd: Path) -> None:
     assert names == set(WITH_REMEDIES) | BEYOND_REMEDY
 
 
-def test_all_odd_files_in_one_run(odd: Path, tmp_path: Path) -> None:
+def test_all_odd_files_in_one_run(odd: Path, tmp_path: Path, figure: Callable[..., None]) -> None:
     """Refusals stop nothing: the good ones are done, each of the others has one sentence, the exit code is 1."""
     names = sorted(AS_THEY_ARE)
     report = geoseg.predict([str(odd / name) for name in names], str(tmp_path), engine="local")
     by_name = {Path(scene.uri).name: scene for scene in report.scenes}
     assert set(by_name) == set(names)
     assert report.exit_code == 1
+    num_masks = 0
     for name, outcome in AS_THEY_ARE.items():
         scene = by_name[name]
         if outcome == MASK:
             assert scene.status == "published", scene
             assert_mask_is_right(odd / name, scene.mask)
+            num_masks += 1
         else:
             assert scene.status == "refused", scene
             assert outcome in scene.sentence
             assert "\n" not in scene.sentence
             assert scene.id in scene.sentence
+    figure("S4", "masks of odd files on the very pixels of their scene", f"{num_masks} of {num_masks}", goal="all")
+    figure(
+        "S5",
+        "odd files with a right mask, or refused with the remedy",
+        f"{len(AS_THEY_ARE)} of {len(names)}",
+        goal="all",
+    )
 
 
 @pytest.mark.parametrize("name", sorted(WITH_REMEDIES))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from geoseg.config import what_is_wrong
 from geoseg.errors import BundleError
-from geoseg.model.description import BundleDescription, Frozen
+from geoseg.model.description import BundleDescription, Frozen, UNetVariant
 from geoseg.model.network import Network
 from geoseg.model.variants import build
 
@@ -42,17 +44,27 @@ class Bundle(Frozen):
 
         Raises BundleError when the weights do not fit the description.
         """
-        network = build(
-            self.description.variant,
-            len(self.description.bands),
-            len(self.description.classes),
-            dates=self.description.dates,
-        )
         try:
             state = load(self.weights)
-        except SafetensorError as error:
+            _see_names_once(self.weights)
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # torch lacks some dtypes
             raise BundleError(f"bundle {self.description.name}: {WEIGHTS_NAME} is not safetensors: {error}") from error
-        wanted = network.state_dict()
+        if isinstance(self.description.variant, UNetVariant):
+            # A description may ask for more memory than there is; on this device a network takes none.
+            with torch.device("meta"):
+                self._check(self._build().state_dict(), state)
+            network = self._build()
+        else:
+            network = self._build()
+            self._check(network.state_dict(), state)
+        network.load_state_dict(state)
+        return network.eval()
+
+    def _build(self) -> Network:
+        told = self.description
+        return build(told.variant, len(told.bands), len(told.classes), dates=told.dates)
+
+    def _check(self, wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
         for name in sorted(wanted.keys() | state.keys()):
             want = tuple(wanted[name].shape) if name in wanted else "nothing"
             got = tuple(state[name].shape) if name in state else "nothing"
@@ -63,8 +75,6 @@ class Bundle(Frozen):
                 )
             if not bool(state[name].isfinite().all()):
                 raise BundleError(f"bundle {self.description.name}: tensor {name} holds NaN or infinite weights")
-        network.load_state_dict(state)
-        return network.eval()
 
     @classmethod
     def from_network(cls, network: Network, description: BundleDescription) -> Bundle:
@@ -85,9 +95,21 @@ class Bundle(Frozen):
         return bundle
 
 
+def _see_names_once(weights: bytes) -> None:
+    """Raises ValueError for a header that says something twice: which of them counts is up to who reads it."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        told = dict(pairs)
+        if len(told) < len(pairs):
+            raise ValueError("a name stands twice in its header")
+        return told
+
+    json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")], object_pairs_hook=once)
+
+
 def _as_json(text: bytes) -> Any:
     """The value, or nothing when it is no JSON."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.plan import RunSpec, plan_scene
 from geoseg.raster import store
-from geoseg.raster.geotiff import describe
+from geoseg.raster.geotiff import describe, printable
 from geoseg.raster.scene import Scene, SceneRef
 
 
@@ -59,7 +59,7 @@ def _seen_at_all_dates(ref: SceneRef, run: RunSpec) -> str:
 def _seen(scene: Scene) -> str:
     grid = scene.grid
     epsg = grid.crs.to_epsg()
-    crs = f"EPSG:{epsg}" if epsg else (grid.crs_wkt.split('"')[1] if '"' in grid.crs_wkt else "a CRS")
+    crs = f"EPSG:{epsg}" if epsg else (printable(grid.crs_wkt.split('"')[1]) if '"' in grid.crs_wkt else "a CRS")
     valid = []
     if scene.has_mask:
         valid.append("an internal mask")

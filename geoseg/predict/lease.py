@@ -28,7 +28,7 @@ _PATIENCE_S = 600.0
 class Lease:
     """Holds ``<out>/_geoseg/lease.json`` while the block runs. Raises OutputHeldError when another run does.
 
-    Raises ConfigError for a store without conditional writes.
+    Raises ConfigError for a store without conditional writes, and for a folder in which a link leads out of it.
 
     A holder is taken for dead when its lease stays the same version for three beats as seen from here (no clocks are
     compared), or at once when it was a process beside this one that is gone. Every write says which version it replaces, so
@@ -37,6 +37,7 @@ class Lease:
     """
 
     def __init__(self, out: str, *, beat_s: float = BEAT_S) -> None:
+        self._out = out
         self.uri = store.join(out, WORK_FOLDER, "lease.json")
         began = datetime.now(timezone.utc)
         self.run_id = f"{began:%Y%m%dT%H%M%S}.{began.microsecond // 1000:03}Z-{uuid.uuid4().hex[:6]}"  # sorts by time
@@ -51,6 +52,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def __enter__(self) -> Self:
+        store.refuse_links_out(self._out, below=("", WORK_FOLDER))
         if not self._claim():
             self._take_over()
         self._see_conditions_kept()

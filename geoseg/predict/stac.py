@@ -119,7 +119,7 @@ def make_item(
     _add_model(item, run)
     document = item.to_dict(include_self_link=False, transform_hrefs=False)
     document["properties"] = {"datetime": None, **_without_nulls(document["properties"])}
-    return sealed(document)
+    return sealed(store.redacted(document))
 
 
 def content_sum(asset: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 GDAL is kept on a short lead from here on: only its GTiff, COG and MEM drivers stay registered, it never looks for files
 beside the one it is given, and its block cache is bounded. A VRT named ``.tif`` could otherwise read any file or URL.
+PROJ keeps off the network.
 """
 
 from __future__ import annotations
@@ -23,4 +24,5 @@ _SKIPPED_DRIVERS = (
 os.environ["GDAL_SKIP"] = _SKIPPED_DRIVERS
 os.environ["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
 os.environ["GDAL_PAM_ENABLED"] = "NO"
+os.environ["PROJ_NETWORK"] = "OFF"  # a CRS may name a URL
 os.environ.setdefault("GDAL_CACHEMAX", "64")  # MiB; GDAL's own default is 5 % of the machine for each process

@@ -22,6 +22,7 @@ from obstore import exceptions as failures
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from geoseg.errors import AccessDeniedError, ConfigError, GeosegError, SceneReadError, StoreError
+from geoseg.redaction import redact
 
 SCHEMES = ("s3", "gs", "az")
 _WRONG_KEY = (
@@ -45,13 +46,6 @@ _PASSES = (
 )
 _NO_ACCESS = "access denied; check the credentials and the bucket's policy"
 CHANGED = "was changed by somebody else in the meantime"
-_USER = re.compile(r'://[^/@\s"<>]+@')
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
-_HEADER = re.compile(r"""(?i)(authorization\W{1,4}(?:(?:aws[\w-]*|bearer|basic|sharedkey)\s+)?)[^\s"',;]+""")
-_PAIR = re.compile(
-    r"""(?i)(?<![\w/.-])((?:[\w-]*(?:signature|credential|token|secret|password|accesskey|access_key|accountkey)"""
-    r"""[\w-]*|sig)=)[^&\s"',;<>]+"""
-)
 Environment = tuple[tuple[str, str], ...]
 
 
@@ -83,15 +77,6 @@ class ObjectMissingError(SceneReadError):
 
 class DamagedAnswerError(Exception):
     """An answer that came to its end and is not the object: too short, or other bytes than the store's own sum says."""
-
-
-def redact(text: str) -> str:
-    """The text without user names and passwords of URLs, keys, tokens and signatures, which become ``***``.
-
-    Made for values, not for JSON as a whole. ``name=value`` counts where a query or an option stands, not in a path.
-    """
-    text = _PAIR.sub(r"\1***", _HEADER.sub(r"\1***", _USER.sub("://***@", text)))
-    return _KEY_ID.sub("***", text)
 
 
 def environment() -> Environment:
@@ -236,7 +221,12 @@ def _client_settings(limits: Limits, *, stream: bool) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _other_bucket(scheme: str, name: str, _environment: Environment, stream: bool, limits: Limits) -> Any:  # noqa: FBT001
     settings = _client_settings(limits, stream=stream)
-    return GCSStore(name, **settings) if scheme == "gs" else AzureStore(container_name=name, **settings)
+    try:
+        return GCSStore(name, **settings) if scheme == "gs" else AzureStore(container_name=name, **settings)
+    except failures.BaseError as error:
+        raise AccessDeniedError(
+            f"{scheme}://{name}: the credentials in the environment cannot be used: {redact(str(error)).splitlines()[0]}"
+        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -58,6 +58,11 @@ _MEMORY_NAME = r"[\w./-]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f-]{22}[\w./-]*"
 _MERGE_GAP = 32 << 10
 _MAX_FETCH = 8 << 20
 _BESIDE = "the mask beside it"
+_GEO_TEXTS = 34737
+# Of WKT what has PROJ open a file or URL; "@null" is none.
+_OTHER_FILES = re.compile(
+    rb"proj4_grids|parameterfile|(?:grids|file|init|model)\s*=(?!@null\b)|=\s*pipeline", re.IGNORECASE
+)
 _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
 
@@ -264,7 +269,11 @@ class GeoTiff:
 
     @contextmanager
     def header(self) -> Iterator[Any]:
-        """A rasterio dataset with all that the full image says of itself, but one block large and without pixels."""
+        """A rasterio dataset with all that the full image says of itself, but one block large and without pixels.
+
+        Raises GeoreferenceError for a CRS that would have another file read.
+        """
+        _check_crs(self.full)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with _decoding(_hollow(self.full), "its header") as dataset:
@@ -407,7 +416,12 @@ def _decoding(data: bytes, named: str) -> Iterator[Any]:
             yield dataset
     except (RasterioError, CPLE_BaseError, SystemError, ValueError) as error:
         detail = re.sub(_MEMORY_NAME, "the file", str(error.__cause__ or error).strip()).splitlines()
-        raise SceneReadError(f"{named} cannot be decoded" + (f": {detail[0]}" if detail else "")) from error
+        raise SceneReadError(f"{named} cannot be decoded" + (f": {printable(detail[0])}" if detail else "")) from error
+
+
+def printable(text: str) -> str:
+    """What a file says, without what would drive a terminal or begin a line."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()
 
 
 def _check_costs(directory: tiff.Directory) -> None:
@@ -424,6 +438,16 @@ def _check_costs(directory: tiff.Directory) -> None:
     if directory.number(tiff.COMPRESSION) == _OLD_JPEG:
         raise SceneReadError(
             "it is compressed with the JPEG of 1992 (code 6); rewrite it with gdal_translate -co COMPRESS=JPEG"
+        )
+
+
+def _check_crs(directory: tiff.Directory) -> None:
+    """PROJ reads the files of shifts that WKT names, URLs too if it may; in a GeoTIFF WKT stands as Esri writes it."""
+    entry = directory.entries.get(_GEO_TEXTS)
+    if entry is not None and b"esri pe string" in entry.raw.lower() and _OTHER_FILES.search(entry.raw):
+        raise GeoreferenceError(
+            "its CRS names other files, and geoseg reads no other file than the one it is given; name the CRS by its code with "
+            "gdal_edit.py -a_srs EPSG:<code>"
         )
 
 
@@ -484,7 +508,7 @@ def _one_dtype(dataset: Any) -> str:
 def _band_names(dataset: Any) -> tuple[str, ...]:
     names = []
     for interp, description in zip(dataset.colorinterp, dataset.descriptions, strict=True):
-        told = (description or "").strip().lower()
+        told = printable(description or "").lower()
         plain = interp in (ColorInterp.gray, ColorInterp.undefined)
         names.append(told if plain and told else interp.name)
     return tuple(names)

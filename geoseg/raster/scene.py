@@ -197,9 +197,10 @@ def slug(name: str) -> str:
         if stem.lower().endswith(suffix):
             stem = stem[: -len(suffix)]
             break
-    made = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.").lstrip("_") or "scene"
+    made = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).rstrip("-.").lstrip("-._") or "scene"
     return made if made == stem.replace("/", "-") and len(made) <= _MAX_ID else _with_hash(made[:_MAX_ID], name)
 
 
 def _with_hash(name: str, text: str) -> str:
-    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode(errors="surrogatepass"))  # JSON may hold what UTF-8 does not
+    return f"{name}-{digest.hexdigest()[:8]}"

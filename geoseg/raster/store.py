@@ -41,11 +41,11 @@ from geoseg.raster.buckets import (
     ObjectMissingError,
     Tries,
     bucket,
-    redact,
     s3_client,
 )
+from geoseg.redaction import redact, redacted
 
-__all__ = ["ObjectExistsError", "ObjectMissingError", "redact"]  # beside what is defined here
+__all__ = ["ObjectExistsError", "ObjectMissingError", "redact", "redacted"]  # beside what is defined here
 
 _SCHEMES = (*SCHEMES, "memory", "file")
 _CONCURRENCY = 16
@@ -135,15 +135,6 @@ def _check_name(uri: str) -> None:
         )
 
 
-def redacted(told: Any) -> Any:
-    """The same structure with its texts redacted one by one, so that it stays the JSON that it was."""
-    if isinstance(told, dict):
-        return {key: redacted(value) for key, value in told.items()}
-    if isinstance(told, (list, tuple)):
-        return [redacted(value) for value in told]
-    return redact(told) if isinstance(told, str) else told
-
-
 def join(uri: str, *names: str) -> str:
     """The URI of something below ``uri``."""
     return "/".join([uri.rstrip("/"), *names])
@@ -196,6 +187,8 @@ def head(uri: str) -> ObjectInfo:
     Raises ObjectMissingError, ObjectNameError, SceneDeniedError when this object is denied, AccessDeniedError when the
     credentials are, StoreError.
     """
+    if "://" not in uri and not os.path.isfile(uri) and Path(uri).exists():
+        raise ObjectMissingError(f"{uri}: is no file")  # who opens a pipe waits for its other end
     try:
         return _head(uri)
     except GeosegError as error:
@@ -475,3 +468,17 @@ def delete(uris: Sequence[str]) -> None:
     for uri in uris:
         with suppress(ObjectMissingError):
             _ask(uri, "deleting", obstore.delete)
+
+
+def refuse_links_out(root: str, *, below: Sequence[str]) -> None:
+    """Raises ConfigError when a link in one of these folders of a folder leads out of it; buckets have none."""
+    if "://" in root:
+        return
+    inside = Path(root).resolve()
+    for folder in (inside / name for name in below):
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
+                    raise ConfigError(
+                        f"{entry.path}: is a link that leads out of {root}; remove it, or write to where it leads"
+                    )

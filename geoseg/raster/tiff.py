@@ -28,10 +28,14 @@ _DECODING = frozenset(
     {BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, ROWS_PER_STRIP, PLANAR, TILE_WIDTH, TILE_HEIGHT, FORMAT}
     | {266, 274, 292, 293, 317, 320, 338, 347, 529, 530, 531, 532, 50674}
 )
-_MAX_VALUE_BYTES = 256 << 20
+_MAX_VALUE_BYTES = 128 << 20  # of 8 bytes for each block: 1,000,000 x 1,000,000 pixels in blocks of 256
+_MAX_FIELDS_BYTES = 256 << 20
 _SHARED_BYTES = 1 << 20
 _SPARE_BYTES = 64 << 10
 _SHARED = "its fields claim more bytes than the file has, they share them; rewrite it with gdal_translate -of COG"
+_TOO_MUCH = (
+    f"its fields take more than {_MAX_FIELDS_BYTES >> 20} MiB without a pixel; rewrite it with gdal_translate -of COG"
+)
 
 Fetch = Callable[[int, int], bytes]
 
@@ -237,10 +241,12 @@ def read_directories(fetch: Fetch, file_size: int) -> list[Directory]:
     if start[:4] not in kinds:
         raise NotGeoTiffError(f"{_what_it_is(fetch(0, min(512, file_size)))}, not a GeoTIFF")
     order, big = kinds[start[:4]], b"+" in start[2:4]
+    if len(start) < (16 if big else 8):
+        raise SceneReadError(f"the file is cut short: it has {file_size} bytes, and its directories lie beyond them")
     offset = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
     found: list[Directory] = []
     seen: set[int] = set()
-    held = 0
+    budget = _Budget(file_size)
     while offset:
         if offset in seen or offset + 8 > file_size:
             raise SceneReadError("the file is cut short or damaged: its directories loop or lie past its end")
@@ -249,23 +255,36 @@ def read_directories(fetch: Fetch, file_size: int) -> list[Directory]:
             raise SceneTooCostlyError(
                 f"the file holds more than {MAX_DIRECTORIES} images (pages, overviews, masks); split it"
             )
-        directory, offset = _read_directory(fetch, file_size, offset, order, big=big)
-        held += sum(len(entry.raw) for entry in directory.entries.values())
-        if held > file_size + _SHARED_BYTES:
-            raise SceneTooCostlyError(_SHARED)
+        directory, offset = _read_directory(fetch, budget, offset, order, big=big)
         found.append(directory)
     return found
 
 
-def _read_directory(fetch: Fetch, file_size: int, offset: int, order: str, *, big: bool) -> tuple[Directory, int]:
+@dataclass(slots=True)
+class _Budget:
+    """What the values of a file's fields may take: no more than the file has, and a bound that no sound file comes near."""
+
+    file_size: int
+    spent: int = 0
+
+    def spend(self, num_bytes: int) -> None:
+        """Raises SceneTooCostlyError when it is too much."""
+        self.spent += num_bytes
+        if self.spent > self.file_size + _SHARED_BYTES:
+            raise SceneTooCostlyError(_SHARED)
+        if self.spent > _MAX_FIELDS_BYTES:
+            raise SceneTooCostlyError(_TOO_MUCH)
+
+
+def _read_directory(fetch: Fetch, budget: _Budget, offset: int, order: str, *, big: bool) -> tuple[Directory, int]:
     head_bytes, entry_bytes, next_bytes = (8, 20, 8) if big else (2, 12, 4)
     num = struct.unpack(order + ("Q" if big else "H"), fetch(offset, offset + head_bytes))[0]
     end = offset + head_bytes + num * entry_bytes + next_bytes
-    if num > _MAX_ENTRIES or end > file_size:
+    if num > _MAX_ENTRIES or end > budget.file_size:
         raise SceneReadError(f"the file is cut short or damaged: a directory claims {num} fields")
     body = fetch(offset + head_bytes, end)
     entries: dict[int, Entry] = {}
-    inline, held = (8 if big else 4), 0
+    inline = 8 if big else 4
     for index in range(num):
         field = body[index * entry_bytes : (index + 1) * entry_bytes]
         tag, kind, count = struct.unpack(order + ("HHQ" if big else "HHI"), field[:-inline])
@@ -274,11 +293,9 @@ def _read_directory(fetch: Fetch, file_size: int, offset: int, order: str, *, bi
             raw = field[-inline:][:size]
         else:
             at = struct.unpack(order + ("Q" if big else "I"), field[-inline:])[0]
-            if size > _MAX_VALUE_BYTES or at + size > file_size:
+            if size > _MAX_VALUE_BYTES or at + size > budget.file_size:
                 raise SceneReadError(f"the file is cut short or damaged: field {tag} claims {size} bytes at {at}")
-            held += size
-            if held > file_size + _SHARED_BYTES:
-                raise SceneTooCostlyError(_SHARED)
+            budget.spend(size)
             raw = fetch(at, at + size)
         entries[tag] = Entry(kind, count, raw)
     following = struct.unpack(order + ("Q" if big else "I"), body[-next_bytes:])[0]

@@ -69,7 +69,7 @@ def load_checkpoint(out: str) -> Checkpoint | None:
     try:
         position = _position(data)
         return Checkpoint(position, load(data))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise StoreError(
             f"{store.redact(found[-1])}: is no checkpoint of this version of geoseg ({error}); remove it to go on "
             "from the one before"

@@ -15,6 +15,7 @@ from pystac.extensions.table import Column, TableExtension
 from shapely.geometry import MultiPolygon, box, mapping
 
 from geoseg.raster.seal import sealed
+from geoseg.redaction import redacted
 from geoseg.vector.layers import BBOX, GEOMETRY, LayerKind
 
 VECTORS_VERSION = 1  # of the ways to trace; a new one makes all vectors anew
@@ -110,7 +111,7 @@ def make_vectors_item(
         "datetime": None,
         **{key: value for key, value in document["properties"].items() if value is not None},
     }
-    return sealed(document)
+    return sealed(redacted(document))
 
 
 def _add_file(item: pystac.Item, file: LayerFile) -> None:

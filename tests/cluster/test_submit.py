@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,8 +53,9 @@ def geoseg(folder: Path, head: RayHead, *arguments: str, **environment: str) -> 
     )
 
 
-def test_a_night_runs_once_and_is_counted(head: RayHead, folder: Path) -> None:
+def test_a_night_runs_once_and_is_counted(head: RayHead, folder: Path, figure: Callable[..., None]) -> None:
     refused = geoseg(folder, head, "job.toml", "--run", "predict")
+    figure("S10", "jobs that a cluster took without its token", int(refused.returncode != 4), goal="0")
     assert refused.returncode == 4, refused.stderr
     assert "RAY_AUTH_TOKEN" in refused.stderr
 

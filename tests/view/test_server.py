@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -354,17 +354,20 @@ PARTS = (
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(PARTS) | st.text(max_size=6),
-        max_size=8,
-    )
-)
-def test_no_path_leads_out(served: Served, names: list[str]) -> None:
-    reply = served.ask("/".join(quote(name, safe="%:~") for name in names))
-    assert CANARY not in reply.body
-    assert reply.status == 404 or names in ([], [""]) or reply.headers["content-type"] != "application/octet-stream"
+def test_no_path_leads_out(served: Served, figure: Callable[..., None]) -> None:
+    tries = 0
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(st.sampled_from(PARTS) | st.text(max_size=6), max_size=8))
+    def ask(names: list[str]) -> None:
+        nonlocal tries
+        tries += 1
+        reply = served.ask("/".join(quote(name, safe="%:~") for name in names))
+        assert CANARY not in reply.body
+        assert reply.status == 404 or names in ([], [""]) or reply.headers["content-type"] != "application/octet-stream"
+
+    ask()
+    figure("S13", f"requests that led out of the output, of {tries:,}", 0, goal="0")
 
 
 @pytest.fixture
