@@ -33,8 +33,8 @@ from geoseg.raster import store
 pytest.importorskip("aiohttp", reason="Ray's job API needs ray[default]; get it with: pip install 'geoseg[cluster]'")
 pytestmark = [pytest.mark.ray, pytest.mark.bucket, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-NODES, SCENES = 3, 30
-GONE_S = 120  # within which a head must have seen that a node does not answer
+NODES, SCENES = 3, 24
+GONE_S = 180  # within which a head must have seen that a node does not answer
 
 
 def results(root: str) -> dict[str, str]:
@@ -195,8 +195,11 @@ def test_a_night_goes_on(
             assert time.monotonic() < give_up, f"{done} of {SCENES} scenes after 300 s"
             time.sleep(0.2)
         mishap(cluster)
+        happened = time.monotonic()
         told = submit.communicate(timeout=600)[0]
         if mishap is kill_head:
+            took_s = time.monotonic() - happened
+            figure("R3", "kill head: seconds until the client said so and ended", f"{took_s:.0f}", goal="≤ 60")
             assert submit.returncode not in (0, None), told
             assert "Traceback" not in told, told
             assert len(list_output(out).items) < SCENES

@@ -54,7 +54,7 @@ class RayHead:
 
 
 @contextlib.contextmanager
-def ray_head(*, num_cpus: int = 2, host: str = "127.0.0.1", timeout_s: float = 120) -> Iterator[RayHead]:
+def ray_head(*, num_cpus: int = 2, host: str = "127.0.0.1", timeout_s: float = 300) -> Iterator[RayHead]:
     """Run a head for the length of the block, at an address of this machine, in a process group that ends with it.
 
     Raises ServerError when it does not answer within ``timeout_s``.
@@ -103,7 +103,7 @@ def ray_node(head: RayHead, machine: Machine, *, num_cpus: int = 1) -> Iterator[
         _end(process)
 
 
-def wait_for_nodes(head: RayHead, num: int, *, timeout_s: float = 120) -> None:
+def wait_for_nodes(head: RayHead, num: int, *, timeout_s: float = 300) -> None:
     """Wait until so many nodes, the head among them, are alive. Raises ServerError."""
     request = urllib.request.Request(
         f"{head.address}/nodes?view=summary", headers={"Authorization": f"Bearer {head.token}"}
