@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 @dataclass(frozen=True, slots=True)
 class RayHead:
-    """Where a head is found, and the token that it asks for."""
+    """Where a head is found, the token that it asks for, and the process below which all of it runs."""
 
     folder: Path
     port: int
@@ -36,6 +36,7 @@ class RayHead:
     metrics_port: int
     token: str = field(repr=False)
     host: str = "127.0.0.1"
+    pid: int = 0
 
     @property
     def address(self) -> str:
@@ -53,7 +54,7 @@ class RayHead:
 
 
 @contextlib.contextmanager
-def ray_head(*, num_cpus: int = 2, host: str = "127.0.0.1", timeout_s: float = 120) -> Iterator[RayHead]:
+def ray_head(*, num_cpus: int = 2, host: str = "127.0.0.1", timeout_s: float = 300) -> Iterator[RayHead]:
     """Run a head for the length of the block, at an address of this machine, in a process group that ends with it.
 
     Raises ServerError when it does not answer within ``timeout_s``.
@@ -78,7 +79,7 @@ def ray_head(*, num_cpus: int = 2, host: str = "127.0.0.1", timeout_s: float = 1
     process = _start([*_RAY, "start", "--head", *_as_options(options)], head, log)
     try:
         _wait_for(head, process, log, time.monotonic() + timeout_s)
-        yield head
+        yield replace(head, pid=process.pid)
         if process.poll() is not None:
             raise ServerError(f"Ray's head ended by itself: {_last_words(head, log)}")
     finally:
@@ -102,7 +103,7 @@ def ray_node(head: RayHead, machine: Machine, *, num_cpus: int = 1) -> Iterator[
         _end(process)
 
 
-def wait_for_nodes(head: RayHead, num: int, *, timeout_s: float = 120) -> None:
+def wait_for_nodes(head: RayHead, num: int, *, timeout_s: float = 300) -> None:
     """Wait until so many nodes, the head among them, are alive. Raises ServerError."""
     request = urllib.request.Request(
         f"{head.address}/nodes?view=summary", headers={"Authorization": f"Bearer {head.token}"}
