@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kit.chaos import descendants, named
 from kit.counting import counting_relay
 from kit.machines import Machine, machines
 from kit.object_store import ObjectStore, ServerError
 from kit.oracle import seeded_bundle
-from kit.processes import below
 from kit.ray_head import RayHead, ray_head, ray_node, wait_for_nodes
 from kit.scenes import noise, write_scene
 
@@ -53,7 +53,7 @@ class Cluster:
 
     def signal_node(self, what: int) -> None:
         """Send the second node's processes a signal, its workers too."""
-        for pid in (*below(self.raylets[1].pid), self.raylets[1].pid):
+        for pid in (*descendants(self.raylets[1].pid), self.raylets[1].pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, what)
 
@@ -63,7 +63,7 @@ class Cluster:
 
     def kill_head(self) -> None:
         """End the head as a crash would, and the jobs' drivers with it, which are its processes."""
-        for pid in (*below(self.head.pid), self.head.pid):
+        for pid in (*descendants(self.head.pid), self.head.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -82,7 +82,7 @@ def started(host: str, nodes: list[Machine]) -> Iterator[Cluster]:
 
 def kill_worker(cluster: Cluster) -> None:
     """The process that predicts on the second node."""
-    (victim,) = below(cluster.raylets[1].pid, title="PredictWindows")
+    (victim,) = named(cluster.raylets[1].pid, "PredictWindows")
     os.kill(victim, signal.SIGKILL)
 
 
@@ -94,7 +94,7 @@ def kill_node(cluster: Cluster) -> None:
 
 def kill_raylet(cluster: Cluster) -> None:
     """Ray's own process of a node; its workers have to see that themselves."""
-    (victim,) = below(cluster.raylets[1].pid, title="raylet/raylet")
+    (victim,) = named(cluster.raylets[1].pid, "raylet/raylet")
     os.kill(victim, signal.SIGKILL)
     cluster.wait_until_gone()
 

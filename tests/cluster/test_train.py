@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from kit.chaos import named
 from kit.object_store import deny
 from kit.own_ray import no_ray, own_ray, share_ray
 from kit.training import scenes, values
@@ -161,21 +162,6 @@ def wait_for(checkpoint: str, out: Path, process: subprocess.Popen[bytes]) -> No
     raise AssertionError(f"no checkpoint {checkpoint}")
 
 
-def train_workers(parent: int) -> list[int]:
-    """Process ids of the Ray Train workers of a session."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                title = (folder / "cmdline").read_bytes().decode(errors="replace")
-                session = os.getsid(int(folder.name))
-            except (OSError, ProcessLookupError):
-                continue
-            if "RayTrainWorker" in title and session == parent:
-                found.append(int(folder.name))
-    return found
-
-
 KILLS = (
     ("000-000000002", "worker"),
     ("001-000000004", "driver"),
@@ -196,7 +182,7 @@ def test_killed_in_each_stage_the_weights_are_those_of_an_undisturbed_run(
         for checkpoint, victim in KILLS:
             wait_for(checkpoint, out, process)
             if victim == "worker":
-                workers = train_workers(process.pid)
+                workers = named(process.pid, "RayTrainWorker")
                 assert len(workers) == 2
                 os.kill(workers[-1], signal.SIGKILL)
             else:

@@ -33,6 +33,11 @@ def title(pid: int) -> str:
         return ""
 
 
+def named(root: int, part: str) -> list[int]:
+    """The processes below one whose names hold this."""
+    return [pid for pid in sorted(descendants(root)) if part in title(pid)]
+
+
 def is_at_work(name: str) -> bool:
     """Whether this is the name of a process in which Ray runs something of ours; it names its own agents alike."""
     return re.match(r"ray::(?:Map|Read|Publisher|_do)", name) is not None
