@@ -39,6 +39,7 @@ from geoseg.predict.collection import union_bbox
 from geoseg.predict.output import list_output
 from geoseg.predict.verify import verify_output
 from geoseg.raster import store
+from geoseg.raster.seal import sealed
 
 Pixels = Callable[[int], bytes]
 _READ = """
@@ -81,7 +82,7 @@ def change(root: str, scene_id: str, **properties: Any) -> None:
     told = item(root, scene_id)
     for key, value in properties.items():
         (told if key in told else told["properties"])[key.replace("__", ":")] = value
-    store.write(f"{root}/out/{scene_id}/item.json", json.dumps(told).encode())
+    store.write(f"{root}/out/{scene_id}/item.json", sealed(told))
 
 
 def top(root: str) -> dict[str, bytes]:
@@ -315,7 +316,7 @@ def test_a_mosaic_for_each_crs_and_list_of_classes(bundles: tuple[Path, Path], t
     told["assets"]["mask"]["classification:classes"][1]["name"] = "a<b&\"c'"
     told["properties"]["proj:code"] = "EPSG:4326"
     told["properties"]["proj:transform"] = item(root, "b")["properties"]["proj:transform"]
-    store.write(f"{root}/out/a/item.json", json.dumps(told).encode())
+    store.write(f"{root}/out/a/item.json", sealed(told))
     catalogue(root)
     names = sorted(name for name in top(root) if name.startswith("mosaic-"))
     assert len(names) == 3, "the one that lost its mask is gone"
@@ -338,7 +339,7 @@ def test_what_is_damaged_is_told_and_the_rest_goes_on(root: str, bundles: tuple[
     store.write(f"{root}/out/04/item.json", json.dumps({**told, "geometry": None}).encode())
     told = item(root, "06")
     told["properties"]["mlm:framework"] = 7
-    store.write(f"{root}/out/06/item.json", json.dumps(told).encode())
+    store.write(f"{root}/out/06/item.json", sealed(told))
     made = catalogue(root)
     assert (made.exit_code, made.num_items) == (1, 3)
     assert [sentence[:3] for sentence in sorted(made.left_out)] == ["00:", "01:", "02:", "03:"]
@@ -400,7 +401,7 @@ def vectors(root: str, scene_id: str, **told: Any) -> None:
         },
         **told,
     }
-    store.write(f"{root}/out/{scene_id}/vectors.json", json.dumps(document).encode())
+    store.write(f"{root}/out/{scene_id}/vectors.json", sealed(document))
 
 
 def test_polygons_and_lines_are_catalogued_and_checked(root: str, bundles: tuple[Path, Path], pixels: Pixels) -> None:

@@ -23,6 +23,7 @@ from geoseg.errors import ConfigError, NothingReadableError
 from geoseg.nightly import run_nightly
 from geoseg.predict.verify import verify_output
 from geoseg.raster import store
+from geoseg.raster.seal import sealed
 from geoseg.vectorize import VectorsJob, load_vectors_job, run_vectorize
 
 LAYERS = ("buildings", "roads", "road_nodes")
@@ -218,7 +219,7 @@ def test_vectors_of_an_earlier_mask_are_told(out):
         "file:size": len(mask),
         "file:checksum": "1220" + hashlib.sha256(mask).hexdigest(),
     }
-    store.write(f"{out}/east/item.json", json.dumps(item).encode())
+    store.write(f"{out}/east/item.json", sealed(item))
     (fault,) = verify_output(out).faults
     assert fault.endswith("was traced from another mask than the one that stands; geoseg vectorize does it anew")
     again = vectorize(out)
@@ -345,7 +346,7 @@ def test_a_bundle_without_buildings_or_roads_has_none_of_these(out):
     item = json.loads(store.read(uri))
     classes = item["assets"]["mask"]["classification:classes"]
     classes[1]["name"] = "shed"
-    store.write(uri, json.dumps(item).encode())
+    store.write(uri, sealed(item))
     report = vectorize(out, scenes=("west",))
     assert report.traced[0].figures["buildings"] == 0
     assert report.traced[0].figures["roads"] > 0

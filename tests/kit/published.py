@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from geoseg.config import load_job
 from geoseg.raster import store
 from geoseg.raster.geotiff import write_geotiff
 from geoseg.raster.grid import Grid
+from geoseg.raster.seal import sealed
 from geoseg.raster.synthetic import SyntheticImage, synthetic_image
 from geoseg.run import run_job
 
@@ -61,4 +61,4 @@ def put_layers(out: str, scene: str, **layers: geopandas.GeoDataFrame) -> None:
         assets[key] = {"href": f"./{name}", "type": media, "file:size": len(body), "file:checksum": checksum}
     item = {"type": "Feature", "stac_version": "1.1.0", "id": f"{scene}-vectors", "geometry": None, "bbox": None}
     told: dict[str, Any] = {**item, "properties": {"datetime": "2026-01-01T00:00:00Z"}, "links": [], "assets": assets}
-    store.write(f"{out}/{scene}/vectors.json", json.dumps(told).encode())
+    store.write(f"{out}/{scene}/vectors.json", sealed(told))
