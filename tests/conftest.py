@@ -15,6 +15,7 @@ from kit.object_store import ObjectStore, is_installed, running_store
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that note a figure, so that ``-m figure`` runs them all, and say which tests stay together.
 
