@@ -16,7 +16,7 @@ demo: install
 
 # Three processes on two cores, as many tests wait for servers; threads that wait must not spin then.
 test: install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not chaos" --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not chaos" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Ray's job API comes with the extra; with it each private Ray starts an agent more, so the other tests go without.
 chaos: install

@@ -6,6 +6,7 @@ import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.figures import Figure, note
@@ -15,20 +16,36 @@ from kit.object_store import ObjectStore, is_installed, running_store
 OWN_ACCOUNT = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that note a figure, so that ``-m figure`` runs them all, and say which tests stay together.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of the processes that share the tests one takes a file's tests, and one takes all that start Ray.
 
-    Of the processes that share the tests (``--dist loadgroup``) one takes a file's tests, and one takes all that start Ray,
-    first: side by side they would wait for each other's processes, and these tests share one Ray.
+    Side by side these would wait for each other's processes; together they share one Ray.
     """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if _is_named_after_ray(nodeid) else str(super()._split_scope(nodeid))
+
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that note a figure, so that ``-m figure`` runs them all; those that start Ray take the longest and begin."""
     for item in items:
         if "figure" in getattr(item, "fixturenames", ()):
             item.add_marker("figure")
-        group = "ray" if _starts_ray(item) else str(item.path.relative_to(item.config.rootpath))
-        item.add_marker(pytest.mark.xdist_group(group))
+        is_shared_out = item.get_closest_marker("chaos") is None
+        if is_shared_out and _starts_ray(item) and not _is_named_after_ray(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid}: starts Ray, so it has 'ray' in its name, or lies in tests/cluster")
     if any(hasattr(item.config, "workerinput") for item in items[:1]):
         items.sort(key=lambda item: not _starts_ray(item))
+
+
+def _is_named_after_ray(nodeid: str) -> bool:
+    file, _, name = nodeid.partition("::")
+    return "ray" in name.split("_") or file.startswith("tests/cluster/")
 
 
 def _starts_ray(item: pytest.Item) -> bool:
@@ -73,7 +90,7 @@ def figure(request: pytest.FixtureRequest) -> Callable[..., None]:
                 what=what,
                 value=shown,
                 goal=goal,
-                test=request.node.nodeid.removeprefix("tests/").partition("@")[0],
+                test=request.node.nodeid.removeprefix("tests/"),
             )
         )
 

@@ -110,7 +110,7 @@ def test_a_second_run_publishes_nothing_and_reads_no_pixel(
 @pytest.mark.bucket
 @pytest.mark.ray
 @pytest.mark.usefixtures("no_ray_yet")
-def test_bucket_to_bucket_gives_the_same_masks(
+def test_ray_from_bucket_to_bucket_gives_the_same_masks(
     files: list[Path], from_folder: geoseg.run.RunReport, bucket: str
 ) -> None:
     for file in files:

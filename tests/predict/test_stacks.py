@@ -146,7 +146,7 @@ def test_real_windows_in_four_lights(bundle: Path, tmp_path: Path, window: int) 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
-def test_every_engine_and_reader_gives_the_same_bytes(unet3d: Path, tmp_path: Path) -> None:
+def test_ray_and_every_reader_give_the_same_bytes(unet3d: Path, tmp_path: Path) -> None:
     files = write_stack(tmp_path, in_other_light(synthetic_image(530, 600, seed=3).pixels_bhw))
     predict(tmp_path / "loop", unet3d, stacks=named([*files]))
     predict(tmp_path / "tasks", unet3d, stacks=named([*files]), engine="ray", workers=2, read="tasks")
