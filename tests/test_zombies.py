@@ -78,7 +78,7 @@ def test_zombies_change_nothing(
 ) -> None:
     monkeypatch.setitem(Lease.__init__.__kwdefaults__, "beat_s", BEAT_S)
     for seed, scene in enumerate(SCENES):
-        write_scene(tmp_path / "in" / f"{scene}.tif", noise(3, 40, 530, seed=seed))
+        write_scene(tmp_path / "in" / f"{scene}.tif", noise(3, 40, 53, seed=seed))
     folder, (first, second) = str(tmp_path / "in"), bundles
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
@@ -94,14 +94,14 @@ def test_zombies_change_nothing(
         finally:
             os.kill(zombie.pid or 0, signal.SIGCONT)
         zombie.join(120)
-        found_all_done = moment == "planning" and not other
-        assert zombie.exitcode == (0 if found_all_done else OutputHeldError.exit_code)
+        nothing_to_do = moment == "planning" and not other  # it may find all that is left done
+        assert zombie.exitcode in (OutputHeldError.exit_code, *([0] if nothing_to_do else []))
         after = objects(out)
         assert len([uri for uri in after if uri.endswith("/item.json")]) == len(SCENES)
         assert not verify_output(out).faults
         changed += sum(after.get(uri) != body for uri, body in before.items()) + len(after.keys() - before.keys())
-    told = (
-        f"objects changed by a run that stood still before {moment}, after one with {'an' if other else ''}other bundle"
+    bundle = "another bundle" if other else "the same bundle"
+    figure(
+        "R4", f"objects changed by a run that stood still before {moment}, after one with {bundle}", changed, goal="0"
     )
-    figure("R4", told if other else told.replace("other bundle", "the same bundle"), changed, goal="0")
     assert changed == 0
