@@ -35,7 +35,7 @@ from kit.faultproxy import (
 from kit.scenes import noise, write_scene
 
 from geoseg.errors import GeosegError
-from geoseg.predict.lease import Lease
+from geoseg.predict.lease import Lease, read_holder
 from geoseg.raster import buckets, geotiff, store, upload
 from geoseg.raster.buckets import Limits
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
@@ -118,7 +118,7 @@ def hold(root: str, _: Any) -> tuple[bool, bool]:
     with Lease(root, beat_s=30) as lease:
         lease.check()
         held = json.loads(store.read(lease.uri))["run"] == lease.run_id
-    return held, store.exists(lease.uri)
+    return held, read_holder(root) is None
 
 
 def bytes_of(size: int) -> Callable[[str, Path], bytes]:
@@ -138,7 +138,7 @@ OPERATIONS = {
         "GET",
         "list-type=2",
     ),
-    "lease": Operation(lambda *_: None, hold, lambda *_: (True, False), "PUT", "lease.json"),
+    "lease": Operation(lambda *_: None, hold, lambda *_: (True, True), "PUT", "lease.json"),
 }
 REFUSED = "refused"
 ANY: dict[str, Fault | str] = {

@@ -30,6 +30,7 @@ from geoseg.predict.turns import Turn
 from geoseg.predict.worker import Worker
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
+from geoseg.raster.seal import SEAL
 from geoseg.run import make_run_spec
 from kit.interleaved import ROOT, Actor, Process, Stroke, Weather, World, lead_here, paths_of, this_process
 from kit.oracle import seeded_bundle
@@ -256,7 +257,8 @@ def standing(world: World) -> dict[str, bytes]:
     for uri in paths_of(world.bucket, OUT):
         if uri.endswith("/item.json"):
             item = json.loads(world.bucket.objects[uri])
-            item["properties"].pop("geoseg:revision", None)
+            for of_this_revision in ("geoseg:revision", SEAL):
+                item["properties"].pop(of_this_revision)
             found[uri] = json.dumps(item).encode()
             for asset in item["assets"].values():
                 name = f"{uri.rpartition('/')[0]}/{asset['href'].removeprefix('./')}"

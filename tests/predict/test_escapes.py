@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_link_out_of_the_output_ends_a_run_before_it_writes(place: str, tmp_pa
     link = tmp_path / "out" / place
     link.parent.mkdir(exist_ok=True)
     if link.is_dir():
-        link.rmdir()
+        shutil.rmtree(link)
     link.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="is a link that leads out of"), Lease(str(tmp_path / "out")):
         pass

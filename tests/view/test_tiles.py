@@ -243,7 +243,7 @@ def test_a_scene_that_is_held_back_has_its_image(out: Path) -> None:
         ("https://example.org/scene.tif?sig=abc", "not https"),
         ("s3://bucket/scene.tif?X-Amz-Signature=***", "secret"),
         ("/etc/passwd", "cannot be shown"),
-        ("/dev/zero", "cannot be shown"),
+        ("/dev/zero", "is no file"),
         ("", "cannot be shown"),
     ],
 )
