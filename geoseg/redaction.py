@@ -9,7 +9,7 @@ _WORDS = "signature|credential|token|secret|password|accesskey|access_key|accoun
 _USER = re.compile(r'://[^/@\s"<>]+@')
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
 _HEADER = re.compile(
-    r"""(?i)((?:authorization\W{1,4}|[\w-]*-(?:token|secret|password|signature|credential|api-key)["']?\s*:\s*["']?)"""
+    r"""(?i)((?:authorization\W{1,4}|(?<![\w-])[\w-]*-(?:token|secret|password|signature|credential|api-key)["']?\s*:\s*["']?)"""
     r"""(?:(?:aws[\w-]*|bearer|basic|sharedkey)\s+)?)[^\s"',;]+"""
 )
 _MEMBER = re.compile(rf"""(?i)(["'][\w-]*(?:{_WORDS})[\w-]*["']\s*:\s*["'])[^"']+""")

@@ -25,7 +25,8 @@ from kit.scenes import noise, tiny_bundle, write_scene
 from kit.training import LABELS, scenes, values
 
 from geoseg.cli import main
-from geoseg.raster import store
+from geoseg.raster import buckets, store
+from geoseg.raster.buckets import Limits
 
 
 @pytest.fixture
@@ -128,6 +129,7 @@ LATER = (pytest.mark.chaos, pytest.mark.slow)
 def test_what_a_store_repeats_of_a_request_is_not_told(
     uri: str, status: int, told: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(buckets, "LIMITS", Limits(num_tries=2, first_pause_s=0.01, longest_pause_s=0.02))
     with telltale(status, ANSWERS[status]) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server)
         monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", server)

@@ -359,14 +359,14 @@ def _told(error: Exception) -> tuple[str, int]:
     if isinstance(response, dict):
         return str(response["Error"].get("Code", "")), int(response["ResponseMetadata"]["HTTPStatusCode"])
     text = str(error)
-    code = re.search(r"<Code>(\w+)</Code>", text)
+    code = re.search(r"(?:<Code>|\(code: )(\w+)", text)  # the second of one of several that were to be deleted
     status = re.search(r"Server returned non-2xx status code: (\d{3})", text)
     return (code[1] if code else ""), (int(status[1]) if status else 0)
 
 
 def _passes(error: Exception, code: str, status: int) -> bool:
     """Whether another try may go better."""
-    if status:
+    if status or code:
         return status >= 500 or status == 408 or code in _PASSES
     if isinstance(error, failures.BaseError):  # no answer, a part of one, or one that makes no sense
         return type(error) is failures.GenericError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -377,7 +378,9 @@ def test_a_wrong_key_concerns_the_whole_job(
 
 
 @pytest.mark.bucket
-def test_listing_or_writing_denied_concerns_the_whole_job(bucket: str) -> None:
+def test_listing_or_writing_denied_concerns_the_whole_job(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not asked again, which would pause."""
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a denial was not taken for one"))
     uri = f"s3://{bucket}/x.tif"
     version = store.write(uri, b"1")
     deny(bucket, "s3:PutObject", "*")
@@ -389,6 +392,9 @@ def test_listing_or_writing_denied_concerns_the_whole_job(bucket: str) -> None:
     ):
         with pytest.raises(AccessDeniedError, match="access denied"):
             write()
+    deny(bucket, "s3:DeleteObject", "*")
+    with pytest.raises(AccessDeniedError, match="access denied"):
+        store.delete([uri])
     deny(bucket, "s3:ListBucket")
     with pytest.raises(AccessDeniedError, match="access denied"):
         list(store.walk(f"s3://{bucket}/"))
