@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum |
 
 FIGURES := $(VENV)/figures.jsonl
 
-.PHONY: demo test chaos reliability lint bench install
+.PHONY: demo test chaos reliability lint bench install install-cluster
 
 demo: install
 	$(BIN)/geoseg demo
@@ -18,14 +18,12 @@ demo: install
 test: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not chaos" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# Ray's job API comes with the extra; with it each private Ray starts an agent more, so the other tests go without.
-chaos: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev]'
+chaos: install-cluster
 	$(BIN)/python -m pytest -m chaos
 
-reliability: install
+reliability: install-cluster
 	rm -f $(FIGURES)
-	GEOSEG_FIGURES=$(abspath $(FIGURES)) $(BIN)/python -m pytest -m figure
+	GEOSEG_FIGURES=$(abspath $(FIGURES)) $(BIN)/python -m pytest -m figure --numprocesses 2 --dist loadfile
 	$(BIN)/python tests/kit/figures.py $(FIGURES) tests/chaos/README.md
 
 lint: install
@@ -42,6 +40,10 @@ bench: install
 	$(BIN)/python tests/benchmarks/flat.py size 4096 16384 400000
 
 install: $(STAMP)
+
+# Ray's job API comes with the extra; with it each private Ray starts an agent more, so the other tests go without.
+install-cluster: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster,dev]'
 
 # The pip module and constraints.txt: with torch pinned the CPU build is taken where one is at hand.
 $(STAMP): pyproject.toml constraints.txt
