@@ -47,4 +47,6 @@ def test_memory_and_descriptors_stay_flat(tmp_path: Path, figure: Callable[..., 
         )
     assert slope < MOST_KB_PER_1000
     for what in ("descriptors", "threads"):
-        assert max(one[what] for one in warm) <= min(one[what] for one in warm) + 2, "one may just be at its end"
+        assert max(one[what] for one in warm) < min(one[what] for one in warm) + 10, (
+            "pools may fill; a leak has hundreds"
+        )
