@@ -23,7 +23,7 @@ chaos: install-cluster
 
 reliability: install-cluster
 	rm -f $(FIGURES)
-	GEOSEG_FIGURES=$(abspath $(FIGURES)) $(BIN)/python -m pytest -m figure --numprocesses 2 --dist loadfile
+	GEOSEG_FIGURES=$(abspath $(FIGURES)) $(BIN)/python -m pytest -m figure --numprocesses 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/kit/figures.py $(FIGURES) tests/chaos/README.md
 
 lint: install
