@@ -115,7 +115,7 @@ def bytes_of_an_epoch(scenes: Path, folder: Path) -> None:
     with running_store(folder / "store") as store, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment().items():
             patch.setenv(name, value)
-        client = boto3.client("s3")
+        client = boto3.Session().client("s3")
         client.create_bucket(Bucket=BUCKET)
         for path in scenes.glob("*.tif"):
             client.upload_file(str(path), BUCKET, f"scenes/{path.name}")

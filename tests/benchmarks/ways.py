@@ -157,7 +157,7 @@ def publish(mask_hw: NDArray[np.uint8], scene_profile: Mapping[str, Any], uri: s
         ) as out:
             out.write(mask_hw, 1)
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        boto3.client("s3").upload_file(str(path), bucket, key)
+        boto3.Session().client("s3").upload_file(str(path), bucket, key)
 
 
 def plain(task: Task, begin: _Begin) -> dict[str, Any]:

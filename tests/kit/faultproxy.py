@@ -376,7 +376,7 @@ def _on_the_way_down(fault: Fault | None, answer: _Answer, server: str, path: st
 def _whole(answer: _Answer, server: str, path: str) -> tuple[_Answer, bytes]:
     """The object that the answer is a range of, asked for anew: the range was signed."""
     bucket, _, key = unquote(urlsplit(path).path).removeprefix("/").partition("/")
-    whole = boto3.client("s3", endpoint_url=server).get_object(Bucket=bucket, Key=key)["Body"].read()
+    whole = boto3.Session().client("s3", endpoint_url=server).get_object(Bucket=bucket, Key=key)["Body"].read()
     headers = tuple(one for one in answer.headers if one[0].lower() != "content-range")
     return replace(answer, status=200, reason="OK", headers=headers), whole
 

@@ -63,7 +63,7 @@ def replaced_at(at: int, root: str, bundle: str, versions: list[bytes], proxy: F
     """Replace a scene before the request number ``at`` for it: status and sentence, mask, requests until its item."""
     store.write(f"{root}/in/scene.tif", versions[0])
     bucket, _, key = f"{root}/in/scene.tif".removeprefix("s3://").partition("/")
-    direct = boto3.client("s3", endpoint_url=proxy.server)
+    direct = boto3.Session().client("s3", endpoint_url=proxy.server)
     swap = Before(lambda: direct.put_object(Bucket=bucket, Key=key, Body=versions[1]))
     proxy.obey(Rule(fault=swap, path=f"{re.escape(key)}$", skip=at))
     (told,) = predict(root, bundle).scenes

@@ -501,7 +501,7 @@ def test_a_browser_shows_it_from_disk_and_from_a_server(shown: Path, served: str
 def test_a_browser_shows_it_from_a_bucket(bucket: str, object_store: ObjectStore, bundle: Path, tmp_path: Path) -> None:
     put(f"s3://{bucket}", tmp_path, 0, 1)
     report = run_nightly(job_on(f"s3://{bucket}", bundle), quiet=True)
-    client = boto3.client("s3", endpoint_url=object_store.endpoint)
+    client = boto3.Session().client("s3", endpoint_url=object_store.endpoint)
     at = {"Bucket": bucket, "Key": report.page.removeprefix(f"s3://{bucket}/")}
     assert client.head_object(**at)["ContentType"] == "text/html; charset=utf-8"
     (one,) = look_at([Look(url=client.generate_presigned_url("get_object", at), width=1200, ask=ASK)])

@@ -93,7 +93,7 @@ def mock() -> Iterator[dict[str, str]]:
     with moto_server() as environment, pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        boto3.client("s3").create_bucket(Bucket="geoseg")
+        boto3.Session().client("s3").create_bucket(Bucket="geoseg")
         yield environment
 
 

@@ -107,7 +107,7 @@ def parts() -> tuple[dict[str, bytes], bytes]:
 
 def uploads(root: str) -> list[Any]:
     bucket, _, _ = root.removeprefix("s3://").partition("/")
-    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    client = boto3.Session().client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
     return client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
 
 
