@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import forked
 from kit.oracle import seeded_bundle
 from kit.scenes import noise, write_scene
 
@@ -45,8 +45,6 @@ def start(job: Path, log: Path, barrier: Any) -> None:
 def test_one_of_sixteen_works(bucket: str, tmp_path: Path, figure: Callable[..., None]) -> None:
     bundle = seeded_bundle(tmp_path / "bundle", depth=3, width=16)
     source = write_scene(tmp_path / "scene.tif", noise(3, 1024, 1024), tiled=True)
-    server = multiprocessing.get_context("forkserver")  # a clean process that has imported what all need, once
-    server.set_forkserver_preload([__name__, "geoseg.nightly", "geoseg.predict.local"])
     codes, left = [], []
     for number in range(ROUNDS):
         folder = tmp_path / str(number)
@@ -59,13 +57,8 @@ def test_one_of_sixteen_works(bucket: str, tmp_path: Path, figure: Callable[...,
         job.write_text(
             f'scenes = {scenes}\nout = "s3://{bucket}/{number}"\nbundle = "{bundle}"\n[cluster]\nengine = "local"\n'
         )
-        barrier = server.Barrier(PROCESSES)
-        started = [
-            server.Process(target=start, args=(job, folder / f"{one}.log", barrier), daemon=True)
-            for one in range(PROCESSES)
-        ]
-        for process in started:
-            process.start()
+        barrier = forked.CONTEXT.Barrier(PROCESSES)
+        started = [forked.start(start, job, folder / f"{one}.log", barrier, daemon=True) for one in range(PROCESSES)]
         for process in started:
             process.join(300)
         codes.append(sorted(process.exitcode for process in started))
@@ -180,15 +173,11 @@ class Contenders:
 @contextmanager
 def contenders() -> Iterator[Contenders]:
     """Start them; clocks of a third of them are an hour behind, of another third an hour ahead."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__, "geoseg.predict.lease"])
-    made = Contenders(server.Barrier(PROCESSES), server.Event())
+    made = Contenders(forked.CONTEXT.Barrier(PROCESSES), forked.CONTEXT.Event())
     for number in range(PROCESSES):
-        ours, theirs = server.Pipe()
+        ours, theirs = forked.CONTEXT.Pipe()
         offset_s = (number % 3 - 1) * 3600.0
-        process = server.Process(target=contend, args=(theirs, made.barrier, made.over, offset_s), daemon=True)
-        process.start()
-        made.processes[ours] = process
+        made.processes[ours] = forked.start(contend, theirs, made.barrier, made.over, offset_s, daemon=True)
     try:
         yield made
     finally:
@@ -244,12 +233,10 @@ def _stand_still(all_of_them: Contenders, out: str, holder: Connection) -> float
 
 def test_a_holder_that_is_killed_is_replaced(bucket: str, figure: Callable[..., None]) -> None:
     """Beside it at once; from another machine, which cannot see that its process is gone, after three beats."""
-    context = multiprocessing.get_context("forkserver")
     took_s: dict[str, float] = {}
     for where in ("this machine", "another machine"):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=hold, args=(theirs, f"s3://{bucket}/{where[:4]}", where), daemon=True)
-        process.start()
+        ours, theirs = forked.CONTEXT.Pipe()
+        process = forked.start(hold, theirs, f"s3://{bucket}/{where[:4]}", where, daemon=True)
         assert ours.recv() == "holds"
         process.kill()
         process.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import forked
 from kit.scenes import noise, write_scene
 
 import geoseg
@@ -80,13 +80,10 @@ def test_zombies_change_nothing(
     for seed, scene in enumerate(SCENES):
         write_scene(tmp_path / "in" / f"{scene}.tif", noise(3, 40, 53, seed=seed))
     folder, (first, second) = str(tmp_path / "in"), bundles
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
     changed = 0
     for scene in SCENES:
         out = f"s3://{bucket}/{scene}"
-        zombie = server.Process(target=stand_still, args=(moment, scene, folder, out, str(first)))
-        zombie.start()
+        zombie = forked.start(stand_still, moment, scene, folder, out, str(first))
         try:
             until_it_stands_still(zombie)
             assert predict(folder, out, str(second if other else first)) == 0

@@ -8,7 +8,6 @@ process appends a line for each window that it has computed, and stored, and for
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 import re
 import signal
@@ -16,9 +15,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from kit import forked
 
 CRASH_AT, NOTES, PIECE_BYTES = "GEOSEG_CRASH_AT", "GEOSEG_TEST_NOTES", "GEOSEG_TEST_PIECE_BYTES"
 MADE, WINDOW, STEP = "made", "window", "step"
@@ -123,29 +125,13 @@ def ray_runtime_env(notes: Path) -> dict[str, Any]:
     }
 
 
-def start(arguments: Sequence[str], log: Path, **environment: str) -> multiprocessing.process.BaseProcess:
-    """Begin ``geoseg ARGUMENTS`` in a process group of its own with the steps wrapped; what it prints goes to ``log``.
-
-    Processes are forked from one that has imported everything and done nothing, so that a start takes no seconds.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "geoseg.nightly", "geoseg.catalogue"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(_TESTS), str(_TESTS.parent), before or ""])
-    try:
-        process = context.Process(target=_work, args=(list(arguments), str(log), {**os.environ, **environment}))
-        process.start()
-    finally:
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
-    return process
+def start(arguments: Sequence[str], log: Path, **environment: str) -> ForkServerProcess:
+    """Begin ``geoseg ARGUMENTS`` in a process group of its own with the steps wrapped; what it prints goes to ``log``."""
+    return forked.start(_work, list(arguments), str(log), **environment)
 
 
-def _work(arguments: list[str], log: str, environment: Mapping[str, str]) -> None:
+def _work(arguments: list[str], log: str) -> None:
     os.setsid()
-    os.environ.clear()
-    os.environ.update(environment)
     with Path(log).open("ab", buffering=0) as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
