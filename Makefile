@@ -1,4 +1,5 @@
 # make demo   the main job on a generated scene        make test   the tests
+# make thorough  more cases and sizes of the same
 # make chaos  the tests that kill workers, drivers and nodes
 # make reliability  the tests that measure a promise, and the table of tests/chaos/README.md from what they found
 # make lint   style, types, import contracts           make bench  the benchmarks, with their figures
@@ -9,14 +10,17 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum |
 
 FIGURES := $(VENV)/figures.jsonl
 
-.PHONY: demo test chaos reliability lint bench install install-cluster
+.PHONY: demo test thorough chaos reliability lint bench install install-cluster
 
 demo: install
 	$(BIN)/geoseg demo
 
 # Three processes on two cores, as many tests wait for servers; threads that wait must not spin then.
 test: install
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not chaos" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not chaos and not thorough" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+thorough: install
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "thorough and not chaos" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 chaos: install-cluster
 	$(BIN)/python -m pytest -m chaos

@@ -31,8 +31,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark the tests that note a figure, so that ``-m figure`` runs them all; those that start Ray take the longest and begin."""
+    _leave_some_out(items, are_all=not any("::" in one for one in config.args))
     for item in items:
         if "figure" in getattr(item, "fixturenames", ()):
             item.add_marker("figure")
@@ -41,6 +42,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: starts Ray, so it has 'ray' in its name, or lies in tests/cluster")
     if any(hasattr(item.config, "workerinput") for item in items[:1]):
         items.sort(key=lambda item: not _starts_ray(item))
+
+
+def _leave_some_out(items: list[pytest.Item], *, are_all: bool) -> None:
+    """Of a test with ``sample("these", ...)``, or ``sample(without=["those", ...])``, mark the other cases ``thorough``."""
+    cases: dict[str, tuple[pytest.Mark, dict[str, pytest.Item]]] = {}
+    for item in items:
+        mark = item.get_closest_marker("sample")
+        if mark is not None:
+            name, _, case = item.nodeid.partition("[")
+            cases.setdefault(name, (mark, {}))[1][case.removesuffix("]")] = item
+    for name, (mark, each) in cases.items():
+        without = mark.kwargs.get("without")
+        named = {*(mark.args if without is None else without)}
+        if are_all and (not named or not named < each.keys()):
+            raise pytest.UsageError(f"{name}: its cases are {', '.join(each)}; sample() names {', '.join(named)}")
+        for case, item in each.items():
+            if (case in named) == (without is not None):
+                item.add_marker("thorough")
 
 
 def _is_named_after_ray(nodeid: str) -> bool:

@@ -119,6 +119,9 @@ def test_plan_tells_the_bytes_that_are_read(bundle: Path, tmp_path: Path) -> Non
     assert planned <= read <= planned + 200_000, "the header's pages come on top"
 
 
+@pytest.mark.sample(
+    "words0-2-'out' is missing", "words10-3-not a GeoTIFF", "words11-1-not a GeoTIFF", "words13-0-600 x 700 px"
+)
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [

@@ -101,6 +101,7 @@ def test_a_night_reads_no_header_of_a_scene_that_stands(
     assert items <= {f"{root}/out/06/item.json"}, "the index knows the others"
 
 
+@pytest.mark.sample("bucket-damaged", "bucket-of other items")
 @pytest.mark.parametrize("index", ["missing", "damaged", "of another time", "of other items"])
 def test_the_items_are_the_truth_whatever_the_index_says(
     index: str, root: str, bundles: tuple[Path, Path], pixels: Any

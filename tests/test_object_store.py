@@ -240,6 +240,7 @@ def test_an_unknown_key_is_refused(bucket: str, monkeypatch: pytest.MonkeyPatch)
         open_store(bucket).get("key")
 
 
+@pytest.mark.sample("crash")
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [ObjectStore.kill9, ObjectStore.stop], ids=["crash", "stop"])
 def test_objects_outlive_the_server(

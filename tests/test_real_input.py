@@ -107,6 +107,7 @@ def test_a_second_run_publishes_nothing_and_reads_no_pixel(
     assert after == before
 
 
+@pytest.mark.thorough
 @pytest.mark.bucket
 @pytest.mark.ray
 @pytest.mark.usefixtures("no_ray_yet")

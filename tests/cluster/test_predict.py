@@ -69,6 +69,7 @@ def private_ray(notes: Path) -> Iterator[None]:
         yield
 
 
+@pytest.mark.sample("4-actor", "2-tasks")
 @pytest.mark.parametrize(("workers", "read"), [(1, "actor"), (2, "actor"), (4, "actor"), (2, "tasks")])
 def test_objects_are_those_of_the_plain_loop(
     workers: int, read: str, scenes: Path, bundle: Path, local: dict[str, str], notes: Path, tmp_path: Path
@@ -102,6 +103,7 @@ def test_a_coarse_pass_decides_the_same_of_pixels_that_were_read_elsewhere(
     assert digests(tmp_path / "ray") == digests(tmp_path / "local") != {}
 
 
+@pytest.mark.thorough
 def test_turns_do_not_matter_to_the_objects(
     scenes: Path, bundle: Path, local: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,7 @@ def test_turns_do_not_matter_to_the_objects(
     assert digests(tmp_path) == local
 
 
+@pytest.mark.thorough
 def test_window_size_does_not_matter_to_the_masks(scenes: Path, bundle: Path, tmp_path: Path) -> None:
     truth = whole_mask(load_bundle(str(bundle)), scenes / "scene0.tif")
     for window in (1024, 2048):
@@ -128,6 +131,7 @@ def test_window_size_does_not_matter_to_the_masks(scenes: Path, bundle: Path, tm
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_killed_worker_changes_nothing(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cog, "PIECE_BYTES", small_pieces.PIECE_BYTES)
     made = synthetic_image(4096, 4096, seed=9)

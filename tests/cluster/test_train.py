@@ -198,6 +198,7 @@ def test_killed_in_each_stage_the_weights_are_those_of_an_undisturbed_run(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("shared_ray")
 def test_what_is_wrong_ends_all_workers_with_a_sentence(folder: Path, tmp_path: Path) -> None:
     told = ray_values(folder, tmp_path, workers=2)

@@ -78,6 +78,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.sample("convs-finer", "gated-as it is")
 @pytest.mark.parametrize(
     ("encoder", "way"),
     [*(("convs", way) for way in WAYS), *(("gated", way) for way in WAYS if way != "flipped and turned")],
@@ -314,6 +315,7 @@ def test_what_the_scenes_share_can_be_a_key(bundles: dict[str, str], scene: Path
     assert hash(make_run_spec(load_job(None, values))) == hash(make_run_spec(load_job(None, values)))
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("no_ray_yet")
 @pytest.mark.parametrize("read", ["tasks"])

@@ -57,6 +57,16 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.sample(
+    "unet-3-16-512-float32",
+    "attention-unet-2-4-512-float32",
+    "resunet-2-4-512-float32",
+    "unet++-2-4-512-float32",
+    "unet3d-1-2-256-float32",
+    "vnet-1-2-256-float32",
+    "unet-2-4-512-bfloat16",
+    "vnet-2-4-256-bfloat16",
+)
 @pytest.mark.parametrize(
     ("name", "depth", "width", "side", "precision"),
     [(name, *shape, 512, "float32") for name in VARIANTS for shape in ((1, 2), (2, 4), (3, 16), (4, 8))]
@@ -106,6 +116,7 @@ def test_not_a_byte_of_a_probability_depends_on_the_cut(
     assert len(published) == 1, "the names are digests of the bytes"
 
 
+@pytest.mark.sample("512-ragged", "1024-just over", "2048-aligned")
 @pytest.mark.parametrize("shape", [(1500, 2300), (1024, 1024), (513, 700)], ids=["ragged", "aligned", "just over"])
 @pytest.mark.parametrize("window", [512, 1024, 2048])
 def test_mask_equals_the_whole_scene_run_once(
@@ -176,6 +187,7 @@ def test_any_size_and_nodata_anywhere(
         np.testing.assert_array_equal(mask == 255, ~valid)
 
 
+@pytest.mark.sample("True-0.7", "False-2.05")
 @pytest.mark.parametrize("resolution", [0.7, 1.2, 2.05, 0.35])
 @pytest.mark.parametrize("overviews", [False, True])
 def test_windows_do_not_matter_at_another_resolution(

@@ -399,6 +399,7 @@ def test_a_mask_that_stands_above_a_new_limit_of_seams_is_told_and_nothing_to_re
     assert run_release(f"{root}/out", quiet=True) is None, "it stands"
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def test_what_cannot_be_pruned_is_refused(name: str, prune: int, sentence: str, 
         network_to_run(loaded, PredictConfig(prune=prune))
 
 
+@pytest.mark.sample(without=["D4 of 1,4"])
 @any_hybrid
 def test_mask_equals_the_whole_scene_run_once(settings: dict[str, Any], bundle: Path, tmp_path: Path) -> None:
     made = synthetic_image(530, 701, seed=3)

@@ -117,6 +117,7 @@ def test_a_missing_date_is_invalid_and_not_black(bundle: Path, tmp_path: Path) -
     assert (dark != mask).any()
 
 
+@pytest.mark.sample("unet3d-512", "vnet-1024")
 @pytest.mark.parametrize("window", [512, 1024])
 def test_real_windows_in_four_lights(bundle: Path, tmp_path: Path, window: int) -> None:
     """Not a bit of a logit differs, nor a byte of the mask; with a halo one stride smaller they do."""

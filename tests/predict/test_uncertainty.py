@@ -163,6 +163,7 @@ def test_not_a_byte_depends_on_the_cut(way: str, kind: str, scene: Path, bundle:
     assert len(np.unique(layer(tmp_path / "0"))) > 100
 
 
+@pytest.mark.thorough
 @pytest.mark.ray
 @pytest.mark.usefixtures("shared_ray")
 @pytest.mark.slow

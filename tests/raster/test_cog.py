@@ -36,6 +36,7 @@ def assemble(pixels: npt.NDArray[np.uint8], size: int, path: Path, *, backwards:
     return data
 
 
+@pytest.mark.sample(without=["3-shape8-4096", "3-shape9-2048"])
 @pytest.mark.parametrize(
     ("shape", "size"),
     [

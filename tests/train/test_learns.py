@@ -99,6 +99,7 @@ def cut_off(network: Network) -> list[str]:
     return [name for name, weights in kernels if weights.grad is None or not weights.grad.flatten(2).any(2).all()]
 
 
+@pytest.mark.sample("unet-valid", "attention-unet-same", "vnet-same")
 @pytest.mark.parametrize(
     ("name", "padding"), [*((name, "same") for name in (*VARIANTS, *STACK_VARIANTS)), ("unet", "valid")]
 )

@@ -91,6 +91,7 @@ def test_a_coarse_step_costs_what_its_pixels_cost(undisturbed: Path) -> None:
     assert gflop[2] - gflop[1] == pytest.approx(gflop[8] - gflop[7]), "chips and batch are equal, so pixels are"
 
 
+@pytest.mark.sample("[1, 4]")
 @pytest.mark.parametrize("die_at", [[0, 2], [0, 4], [1, 1], [1, 4]], ids=str)
 def test_killed_at_any_step_the_weights_are_those_of_an_undisturbed_run(
     folder: Path, tmp_path: Path, undisturbed: Path, die_at: list[int]
