@@ -5,6 +5,7 @@ Nine windows in ten are scenes of their own, the others are of large ones, so th
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -55,11 +56,24 @@ def _windows(run: RunSpec, path: Path) -> Iterator[Task]:
     return (Task(found.plan, window) for window in found.each)
 
 
+class _Mallinfo(ctypes.Structure):
+    """What glibc's ``mallinfo2`` gives, in bytes over all arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]  # fmt: skip
+
+
 def held() -> dict[str, int]:
-    """What this process holds: resident memory in kB, open descriptors, threads."""
+    """What this process holds: memory in kB, resident and as allocated (without what malloc keeps free), descriptors, threads."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    now = mallinfo()
     return {
         "kb": pages * os.sysconf("SC_PAGE_SIZE") >> 10,
+        "allocated_kb": (now.uordblks + now.hblkhd) >> 10,
         "descriptors": len([*Path("/proc/self/fd").iterdir()]),
         "threads": len([*Path("/proc/self/task").iterdir()]),
     }
