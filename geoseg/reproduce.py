@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from itertools import combinations, islice
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from geoseg import __version__
 from geoseg.config import Job, check
 from geoseg.errors import (
     BundleError,
@@ -257,7 +257,7 @@ def _parse(uri: str, item: dict[str, Any]) -> _Claim:
 
 
 def _remarks(claim: _Claim) -> Iterator[str]:
-    here = version("geoseg")
+    here = __version__
     if claim.made_by != here:
         yield f"the mask was made by geoseg {claim.made_by}, this is {here}"
     if len(claim.precisions) > 1:
@@ -347,7 +347,7 @@ def _ref(claim: _Claim, run: RunSpec) -> tuple[SceneRef, list[str]]:
     """
     uris = [store.normalize_uri(uri) for uri in claim.sources]
     edited = (
-        f"the item's fingerprint does not follow from what it says by the rules of geoseg {version('geoseg')}: others held when it "
+        f"the item's fingerprint does not follow from what it says by the rules of geoseg {__version__}: others held when it "
         "was made, or somebody has edited it"
     )
     if not claim.is_stack:

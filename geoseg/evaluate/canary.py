@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geoseg import __version__
 from geoseg.config import Job
 from geoseg.errors import AccessDeniedError, NothingReadableError
 from geoseg.evaluate.difference import ClassDifference, ClassMatch, GroundDifference, MaskDifference, ground_difference
@@ -202,7 +202,7 @@ class Canary:
         names = [one.name for one in self.match.all]
         told: dict[str, Any] = {
             "schema": _SCHEMA,
-            "geoseg": version("geoseg"),
+            "geoseg": __version__,
             "out": self.before.out,
             "to": self.after.out,
             "before": _bundle(self.before),

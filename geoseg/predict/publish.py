@@ -347,6 +347,8 @@ def _png(codes: npt.NDArray[np.uint8], run: RunSpec) -> bytes:
     table = np.zeros((256, 4), np.uint8)
     for value, one in enumerate(run.description.classes):
         table[value] = (*one.color, 255)
+    picture = Image.fromarray(codes, "P")
+    picture.putpalette(table.tobytes(), "RGBA")
     out = io.BytesIO()
-    Image.fromarray(table[codes], "RGBA").save(out, "PNG")
+    picture.save(out, "PNG")
     return out.getvalue()

@@ -7,9 +7,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
+from geoseg import __version__
 from geoseg.config import Job
 from geoseg.errors import AccessDeniedError, ConfigError, NothingReadableError
 from geoseg.predict.ledger import BAD, SceneReport
@@ -135,7 +135,7 @@ def write_record(report: RunReport, job: Job, run: RunSpec, refs: Mapping[str, S
     counts = report.counts
     told: dict[str, Any] = {
         "schema": _SCHEMA,
-        "geoseg": version("geoseg"),
+        "geoseg": __version__,
         "run": report.run_id,
         "kind": report.kind,
         "started": _iso(now - took_s),

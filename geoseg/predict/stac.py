@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import version
 from typing import Any
 
 import pystac
@@ -30,6 +29,7 @@ from pystac.extensions.raster import RasterBand, RasterExtension
 from shapely import affinity
 from shapely.geometry import Polygon, box, mapping, shape
 
+from geoseg import __version__
 from geoseg.predict.plan import RunSpec, ScenePlan
 from geoseg.predict.seams import Seams
 from geoseg.raster import store
@@ -88,7 +88,7 @@ def make_item(
             "processing:level": "L4",
             "processing:lineage": f"classes of {', '.join(store.base_name(one.uri) for one in plan.scenes)} by the bundle "
             f"{run.description.name}",
-            "processing:software": {"geoseg": version("geoseg")},
+            "processing:software": {"geoseg": __version__},
             "geoseg:fingerprint": plan.fingerprint,
             "geoseg:revision": plan.revision,
             "geoseg:input_etag": [one.etag for one in plan.scenes] if plan.stack else scene.etag,

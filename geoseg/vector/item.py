@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from typing import Any
 
 import pystac
@@ -14,6 +13,7 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.table import Column, TableExtension
 from shapely.geometry import MultiPolygon, box, mapping
 
+from geoseg import __version__
 from geoseg.raster.seal import sealed
 from geoseg.redaction import redacted
 from geoseg.vector.layers import BBOX, GEOMETRY, LayerKind
@@ -93,7 +93,7 @@ def make_vectors_item(
             "gsd": min(one["properties"]["gsd"] for one in of),
             "processing:level": "L4",
             "processing:lineage": f"polygons and lines traced from the {'mask' if alone else f'{len(of)} masks'}",
-            "processing:software": {"geoseg": version("geoseg")},
+            "processing:software": {"geoseg": __version__},
             "geoseg:fingerprint": made.fingerprint,
             "geoseg:settings": made.settings,
             **({"geoseg:mask_sha256": made.masks[0][0]} if alone else {}),
