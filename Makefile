@@ -1,7 +1,6 @@
 # make demo   the main job on a generated scene        make test   the tests
 # make thorough  more cases and sizes of the same
-# make chaos  the tests that kill workers, drivers and nodes
-# make reliability  the tests that measure a promise, and the table of tests/chaos/README.md from what they found
+# make chaos  the tests that kill workers, drivers and nodes, and the table of tests/chaos/README.md from what they measured
 # make lint   style, types, import contracts           make bench  the benchmarks, with their figures
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +9,7 @@ STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum |
 
 FIGURES := $(VENV)/figures.jsonl
 
-.PHONY: demo test thorough chaos reliability lint bench install install-cluster
+.PHONY: demo test thorough chaos lint bench install install-cluster
 
 demo: install
 	$(BIN)/geoseg demo
@@ -23,11 +22,8 @@ thorough: install
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "thorough and not chaos" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 chaos: install-cluster
-	$(BIN)/python -m pytest -m chaos
-
-reliability: install-cluster
 	rm -f $(FIGURES)
-	GEOSEG_FIGURES=$(abspath $(FIGURES)) $(BIN)/python -m pytest -m figure --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	GEOSEG_FIGURES=$(abspath $(FIGURES)) $(BIN)/python -m pytest -m "chaos or figure"
 	$(BIN)/python tests/kit/figures.py $(FIGURES) tests/chaos/README.md
 
 lint: install

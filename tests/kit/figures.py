@@ -1,6 +1,6 @@
 """What the tests of promises measured: a line of JSON each in a file, from which the table of the reliability page is made.
 
-``make reliability`` runs those tests and writes the table anew; ``python tests/kit/figures.py FILE PAGE`` writes the table of
+``make chaos`` runs those tests and writes the table anew; ``python tests/kit/figures.py FILE PAGE`` writes the table of
 PAGE from the lines of FILE.
 """
 
