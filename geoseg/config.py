@@ -278,7 +278,8 @@ class SceneSource(Section):
     the polygons of the GeoJSON file ``area``. ``assets``: keys of the assets to predict; without them an item's one GeoTIFF asset
     with one of the ``roles``. ``allow``: prefixes where a catalogue's links may lead and assets may lie, beside the catalogue's own
     folder. ``rewrite``: beginnings of addresses and what to put in their place, such as those of a web server before a bucket.
-    ``token_env``: name of the environment variable with the API's bearer token.
+    ``token_env``: name of the environment variable with the API's bearer token. ``checksums``: read each file whole first and
+    refuse a scene that is not what its item's ``file:checksum`` says, or whose item has none.
     """
 
     manifest: str | None = None
@@ -293,6 +294,7 @@ class SceneSource(Section):
     allow: tuple[str, ...] = ()
     rewrite: dict[str, str] = Field(default_factory=dict)
     token_env: str | None = None
+    checksums: bool = False
 
     @property
     def name(self) -> str:

@@ -146,7 +146,8 @@ def _run_alone(
     last = max(chosen.values(), key=lambda one: one.run)
     job = check(Job, {**last.job, "out": root}, where=store.redact(record_uri(root, last.run)))
     refs = {
-        scene_id: SceneRef(scene_id, one.scene["uri"], tuple(one.scene["dates"])) for scene_id, one in chosen.items()
+        scene_id: SceneRef(scene_id, one.scene["uri"], tuple(one.scene["dates"]), tuple(one.scene.get("sums") or ()))
+        for scene_id, one in chosen.items()
     }
     run = make_run_spec(job)
     if released:

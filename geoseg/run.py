@@ -166,7 +166,7 @@ def choose_engine(job: Job, run: RunSpec, refs: Sequence[SceneRef]) -> str:
         return "ray"
     windows = 0
     for ref in refs[:_LOOK_AHEAD_SCENES]:
-        found = prepare_windows(ref, run, only_todo=True)
+        found = prepare_windows(replace(ref, sums=()), run, only_todo=True)
         windows += found.num if isinstance(found, PlannedWindows) else 0
     return "ray" if windows * len(refs) / min(len(refs), _LOOK_AHEAD_SCENES) > _SMALL_WINDOWS else "local"
 
@@ -261,7 +261,7 @@ def plan_job(job: Job) -> JobPlan:
     told: list[str] = []
     windows = pixels = bytes_to_read = memory_bytes = 0
     for ref in list_refs(job, run):
-        found = prepare_windows(ref, run, only_todo=True)
+        found = prepare_windows(replace(ref, sums=()), run, only_todo=True)
         if isinstance(found, Failure):
             found.raise_if_stop()
             told.append(f"{ref.id}: refused. {found.sentence}")

@@ -19,6 +19,7 @@ from geoseg.predict.stac import footprint, footprint_text
 from geoseg.predict.turns import Turn
 from geoseg.raster import store
 from geoseg.raster.scene import SceneRef
+from geoseg.raster.sums import check_sums
 from geoseg.raster.window import Window, WindowSet
 
 Status = Literal["published", "unchanged", "held", "refused", "failed"]
@@ -62,7 +63,10 @@ class SceneReport:
 
 
 def prepare_scene(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport | Failure:
-    """The plan of a scene, or a report when its masks stand already, or why it is refused; no pixel is read."""
+    """The plan of a scene, or a report when its masks stand already, or why it is refused; no pixel is read.
+
+    The files are compared with their sums where the scene comes with some.
+    """
     return attempt(lambda: _prepare(ref, run), ref.id, "planning")
 
 
@@ -70,12 +74,12 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
     plan = plan_scene(ref, run)
     standing = standing_item(run, plan)
     if standing is None:
-        return replace(plan, reasons=("new",))
+        return _compared(replace(plan, reasons=("new",)), ref)
     done = standing.published
     plan = replace(plan, before=MaskBefore(id=ref.id, classes=standing.classes))
     if standing.fingerprint != plan.fingerprint:
         reasons = standing.made.changes_to(run.made_from(_versions(plan)))
-        return replace(plan, replaces=done.version, revision=standing.revision + 1, reasons=reasons)
+        return _compared(replace(plan, replaces=done.version, revision=standing.revision + 1, reasons=reasons), ref)
     why = held_back(ref.id, done.seam_score, run.config.max_seam_score) if not done.is_released else ""
     return SceneReport(
         **_facts(plan),
@@ -91,6 +95,12 @@ def _prepare(ref: SceneRef, run: RunSpec) -> ScenePlan | SceneReport:
         is_released=done.is_released,
         item_etag=store.bare(done.version),
     )
+
+
+def _compared(plan: ScenePlan, ref: SceneRef) -> ScenePlan:
+    """The plan, if the files are what their sums say. Raises ChecksumError."""
+    check_sums(ref, {scene.uri: (scene.etag, scene.size) for scene in plan.scenes})
+    return plan
 
 
 def _versions(plan: ScenePlan) -> list[tuple[str, str | None]]:

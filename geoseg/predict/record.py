@@ -171,7 +171,12 @@ def write_record(report: RunReport, job: Job, run: RunSpec, refs: Mapping[str, S
         "job": job.model_dump(mode="json"),
         "gone": [asdict(scene) for scene in report.gone],
         "scenes": [
-            {**asdict(scene), "dates": refs[scene.id].dates if scene.id in refs else ()} for scene in report.scenes
+            {
+                **asdict(scene),
+                "dates": refs[scene.id].dates if scene.id in refs else (),
+                "sums": refs[scene.id].sums if scene.id in refs else (),
+            }
+            for scene in report.scenes
         ],
     }
     record: dict[str, Any] = store.redacted(told)

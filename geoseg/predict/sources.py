@@ -22,6 +22,7 @@ from geoseg.raster.scene import SceneRef, slug
 from geoseg.raster.stac_api import search
 from geoseg.raster.stac_files import ListedItem, lies_below, read_list, resolve, walk_catalog
 from geoseg.raster.stack import group_scenes, list_sources, make_stack
+from geoseg.raster.sums import MISSING
 from geoseg.raster.versions import Versions
 
 _GEOTIFF = "image/tiff"
@@ -46,9 +47,12 @@ def list_job(job: Job, out: str) -> Listing:
     refs = list_sources(job.scenes, job.stack_by, out=out, versions=versions)
     refs += [make_stack(stack.name, stack.scenes) for stack in job.stacks]
     now = datetime.now(timezone.utc)
-    catalogued = dict.fromkeys(ref for source in job.source for ref in _scenes_of(source, now, remarks))
-    refs += group_scenes(list(catalogued), job.stack_by) if job.stack_by else catalogued
-    refs = list(dict.fromkeys(refs))
+    catalogued: dict[SceneRef, SceneRef] = {}
+    for ref in (ref for source in job.source for ref in _scenes_of(source, now, remarks)):
+        if ref.sums or ref not in catalogued:
+            catalogued[ref] = ref
+    found = list(catalogued.values())
+    refs = list(dict.fromkeys([*(group_scenes(found, job.stack_by) if job.stack_by else found), *refs]))
     twice = [name for name, num in Counter(ref.id.lower() for ref in refs).items() if num > 1]
     if twice:
         raise ConfigError(f"two scenes or stacks would be published as {twice[0]}; give one of them another name")
@@ -74,7 +78,9 @@ def _scenes_of(source: SceneSource, now: datetime, remarks: list[str]) -> Iterat
                     off += 1
                 else:
                     yield SceneRef(
-                        slug(f"{listed.item['id']}-{key}" if len(source.assets) > 1 else str(listed.item["id"])), uri
+                        slug(f"{listed.item['id']}-{key}" if len(source.assets) > 1 else str(listed.item["id"])),
+                        uri,
+                        sums=(str(asset.get("file:checksum") or MISSING),) if source.checksums else (),
                     )
             without += not picked
         except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import median_low
 
@@ -26,6 +26,11 @@ class Turn:
     ref: SceneRef
     index: int = 0
     count: int = 1
+
+    @property
+    def asked(self) -> SceneRef:
+        """The scene to plan; its first turn alone compares files with their sums."""
+        return self.ref if not self.index else replace(self.ref, sums=())
 
     def num_windows(self, num: int) -> int:
         """How many of a scene's ``num`` windows this turn takes."""

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 
@@ -26,11 +26,13 @@ class SceneRef:
     """Where a scene lies and the id under which its mask is published.
 
     For a stack ``dates`` has the URI of the scene at each date, "" where there is none, and ``uri`` is the first of them.
+    ``sums`` are multihashes in hex, one for each of ``uris``, where files are to be compared with them (``geoseg.raster.sums``).
     """
 
     id: str
     uri: str
     dates: tuple[str, ...] = ()
+    sums: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def uris(self) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ def group_scenes(refs: Sequence[SceneRef], pattern: str) -> list[SceneRef]:
         raise ConfigError(f"--stack-by {pattern}: not a regular expression: {error}") from error
     if not {"stack", "date"} <= compiled.groupindex.keys():
         raise ConfigError(f"--stack-by {pattern}: needs the groups (?P<stack>...) and (?P<date>...)")
-    stacks: dict[str, dict[str, str]] = {}
+    stacks: dict[str, dict[str, SceneRef]] = {}
     alone: list[SceneRef] = []
     for ref in refs:
         found = compiled.search(ref.uri)
@@ -162,13 +162,23 @@ def group_scenes(refs: Sequence[SceneRef], pattern: str) -> list[SceneRef]:
         scenes = stacks.setdefault(found["stack"], {})
         if found["date"] in scenes:
             raise ConfigError(
-                f"--stack-by {pattern}: {store.redact(ref.uri)} and {store.redact(scenes[found['date']])} are both stack "
+                f"--stack-by {pattern}: {store.redact(ref.uri)} and {store.redact(scenes[found['date']].uri)} are both stack "
                 f"{found['stack']}, date {found['date']}"
             )
-        scenes[found["date"]] = ref.uri
+        scenes[found["date"]] = ref
     dates = sorted({date for scenes in stacks.values() for date in scenes})
-    made = [make_stack(name, [scenes.get(date, "") for date in dates]) for name, scenes in stacks.items()]
+    made = [
+        replace(
+            make_stack(name, [scenes[date].uri if date in scenes else "" for date in dates]),
+            sums=_sums_of([scenes[date] for date in dates if date in scenes]),
+        )
+        for name, scenes in stacks.items()
+    ]
     return sorted([*alone, *made], key=lambda ref: ref.uri)
+
+
+def _sums_of(refs: Sequence[SceneRef]) -> tuple[str, ...]:
+    return tuple(sum_ for ref in refs for sum_ in ref.sums or ("",)) if any(ref.sums for ref in refs) else ()
 
 
 def make_stack(name: str, uris: Sequence[str]) -> SceneRef:
