@@ -131,7 +131,9 @@ def test_a_node_that_gets_a_notice_takes_no_new_task_and_nothing_is_lost_with_it
     settings = {"bundle": bundle, "window": 512}
     geoseg.predict(str(tmp_path / "in"), str(tmp_path / "calm"), engine="local", **settings)
     (leaving,) = [node for node in cluster.list_all_nodes() if not node.head]
-    assert leaving.node_id in ray.get([where.remote() for _ in range(20)])
+    deadline = time.monotonic() + 120  # until its raylet has workers
+    while leaving.node_id not in ray.get([where.remote() for _ in range(20)]):
+        assert time.monotonic() < deadline
     command = [sys.executable, "-m", "geoseg", "watch-notices", "--metadata", service.url]
     command += ["--address", cluster.address, "--node-id", leaving.node_id]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
