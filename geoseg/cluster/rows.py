@@ -158,7 +158,7 @@ class PlannedScenes(Datasource):
 
 def _plan(turns: Sequence[Turn], run: RunSpec) -> Iterator[pa.Table]:
     for turn in turns:
-        found = prepare_scene(turn.asked, run)
+        found = prepare_scene(turn.ref, run)
         yield pack(Opened(turn, found if isinstance(found, (SceneReport, Failure)) else found.to_json()))
 
 

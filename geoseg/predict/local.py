@@ -62,7 +62,7 @@ def _tasks(
     for turn in turns:
         if drain.asked:
             return
-        found = prepare_windows(turn.asked, run, only_todo=False)
+        found = prepare_windows(turn.ref, run, only_todo=False)
         if isinstance(found, Failure):
             found.raise_if_stop()
             ledger.refused(turn.ref, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from statistics import median_low
 
@@ -26,11 +26,6 @@ class Turn:
     ref: SceneRef
     index: int = 0
     count: int = 1
-
-    @property
-    def asked(self) -> SceneRef:
-        """The scene to plan; its first turn alone compares files with their sums."""
-        return self.ref if not self.index else replace(self.ref, sums=())
 
     def num_windows(self, num: int) -> int:
         """How many of a scene's ``num`` windows this turn takes."""
@@ -63,7 +58,7 @@ def take_turns(refs: Sequence[SceneRef], versions: Versions, *, turn_bytes: int 
 
 
 def _cut(ref: SceneRef, size: int, turn_bytes: int) -> list[Turn]:
-    count = min(_MOST_TURNS, -(-size // turn_bytes))
+    count = 1 if ref.sums else min(_MOST_TURNS, -(-size // turn_bytes))  # each turn would read the whole file
     return [Turn(ref, index, count) for index in range(count)]
 
 

@@ -14,11 +14,12 @@ from kit.scenes import noise, tiny_bundle, write_scene
 from geoseg.config import load_job
 from geoseg.nightly import run_nightly, run_retry
 from geoseg.predict.sources import list_job
-from geoseg.predict.turns import Turn
+from geoseg.predict.turns import take_turns
 from geoseg.raster import store, sums
 from geoseg.raster.scene import SceneRef
 from geoseg.raster.stack import group_scenes
 from geoseg.raster.sums import ChecksumError, check_sums
+from geoseg.raster.versions import Versions
 from geoseg.run import plan_job, run_job
 
 KINDS = {"md5": "d50110", "sha1": "1114", "sha256": "1220", "sha384": "2030", "sha512": "1340"}
@@ -124,6 +125,10 @@ def test_a_date_without_a_sum_keeps_its_place() -> None:
     assert (stack.sums, other.sums) == (("", "1220"), ())
 
 
-def test_a_scene_in_several_turns_is_compared_once() -> None:
-    ref = SceneRef("a", "a.tif", sums=("1220",))
-    assert [Turn(ref, index, 3).asked.sums for index in range(3)] == [("1220",), (), ()]
+def test_a_scene_with_sums_comes_in_one_turn(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(bytes(10_000))
+    versions = Versions()
+    (uri,) = versions.walk(f"{tmp_path}/")
+    assert len(take_turns([SceneRef("a", uri), *map(SceneRef, "bcd", "bcd")], versions, turn_bytes=1000)) == 10 + 3
+    checked = SceneRef("a", uri, sums=("1220",))
+    assert len(take_turns([checked, *map(SceneRef, "bcd", "bcd")], versions, turn_bytes=1000)) == 1 + 3
