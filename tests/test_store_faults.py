@@ -101,6 +101,11 @@ def put_as_stream(root: str, data: bytes) -> bytes:
     return read_large(root)
 
 
+def put_large(root: str, data: bytes) -> bytes:
+    store.write(f"{root}/large", data)
+    return read_large(root)
+
+
 def read_large(root: str) -> bytes:
     return store.read_ranges(f"{root}/large", [(0, store.head(f"{root}/large").size)])[0]
 
@@ -130,6 +135,7 @@ OPERATIONS = {
     "read window": Operation(put_and_describe, window, lambda *_: PIXELS[:, 20:270, 10:310].tobytes(), "GET", r"\.tif"),
     "put": Operation(bytes_of(3000), put_once, lambda _, data: data, "PUT", "item.json"),
     "multipart upload": Operation(bytes_of(6 * MIB), put_in_pieces, lambda _, data: data, "PUT", "partNumber=1"),
+    "upload of a whole": Operation(bytes_of(9 * MIB), put_large, lambda _, data: data, "PUT", "partNumber=1"),
     "streamed upload": Operation(bytes_of(9 * MIB), put_as_stream, lambda _, data: data, "PUT", "partNumber=1"),
     "list": Operation(
         put_some,
@@ -176,6 +182,7 @@ SAMPLE = [
     ("put", "answer lost after the write"),
     ("put", "409 ConditionalRequestConflict"),
     ("multipart upload", "500 after the write"),
+    ("upload of a whole", "answer lost after the write"),
     ("list", "connection cut"),
     ("lease", "500 after the write"),
     ("lease", "403 ExpiredToken"),
@@ -260,6 +267,21 @@ def test_a_fault_is_survived_or_named(
         assert "access denied; check the credentials and the bucket's policy (ExpiredToken)" in came
     else:
         assert came == "identical"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("put", [put_large, put_in_pieces, put_as_stream])
+def test_an_upload_that_was_completed_unheard_counts_once(
+    put: Callable[[str, bytes], bytes], bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks AWS again is told that there is no such upload; Ceph's gateway says that all is well."""
+    data = np.random.default_rng(7).bytes(9 * MIB)
+    with fault_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        of_the_end = {"method": "POST", "path": "uploadId="}
+        proxy.obey(Rule(fault=FAILED_AFTER, **of_the_end), Rule(fault=Say(404, "NoSuchUpload"), **of_the_end))
+        assert put(f"s3://{bucket}/{put.__name__}", data) == data
+        assert len(proxy.hit) == 2
 
 
 @pytest.mark.chaos

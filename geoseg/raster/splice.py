@@ -12,6 +12,7 @@ Where the steps run is the business of the one who ``deals``: a function and its
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,10 +86,17 @@ def _checked(uri: str, step: Callable[[], _T]) -> _T:
     try:
         return step()
     except store.ObjectMissingError as error:
+        store.delete(_first_of_window(uri))
         raise SpliceError(f"a window's part is missing; run again to redo it ({error})") from error
     except (ValueError, KeyError, IndexError) as error:
-        store.delete([uri])
+        store.delete([*_first_of_window(uri), uri])
         raise SpliceError(f"the part {store.redact(uri)} is damaged; run again to redo it") from error
+
+
+def _first_of_window(uri: str) -> list[str]:
+    """Of a layer's part that of the mask, by which a window counts as done."""
+    found = re.fullmatch(r"(r\d+c\d+)\.\w+", store.base_name(uri))
+    return [store.join(uri.rpartition("/")[0], found[1])] if found else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +168,17 @@ def _read_head(
     """A part's header, the table of its blocks, where these begin, and the blocks of ``level``."""
 
     def read() -> tuple[dict[str, Any], npt.NDArray[Any], npt.NDArray[np.uint64], list[Block]]:
-        start, size = store.read_start(uri, _HEAD_BYTES)
+        start, size = _start(uri)
+        if head_size(start) > size:
+            raise ValueError("it ends within its table")
         start += _more(uri, len(start), head_size(start))
         header, table = unpack_head(start[: head_size(start)], size)
         offsets = _offsets(table, head_size(start))
         blocks = []
         for told, at in zip(table[table["level"] == level], offsets[table["level"] == level].tolist(), strict=True):
             end = at + int(told["size"])
+            if end > size:
+                raise ValueError("it ends within a block")
             start += _more(uri, len(start), end)
             if hashlib.sha256(start[at:end]).digest() != told["sha256"].tobytes():
                 raise ValueError("a block has other bytes than the table says")
@@ -174,6 +186,15 @@ def _read_head(
         return header, table, offsets, blocks
 
     return _checked(uri, read)
+
+
+def _start(uri: str) -> tuple[bytes, int]:
+    try:
+        return store.read_start(uri, _HEAD_BYTES)
+    except StoreError:
+        if store.head(uri).size:
+            raise
+        return b"", 0  # nothing has no first bytes
 
 
 def _more(uri: str, start: int, end: int) -> bytes:

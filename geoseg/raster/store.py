@@ -422,6 +422,10 @@ def write(
 
     try:
         version: Version = tries.run(request)
+    except ObjectMissingError:
+        if multipart is False:
+            raise
+        version = tries.run(request)  # as in ``write_stream``
     except ObjectExistsError:
         if tries.num_failed:  # an earlier try may have done it, and its answer was lost
             with suppress(ObjectMissingError):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from geoseg.errors import AccessDeniedError, StoreError
+from geoseg.errors import AccessDeniedError, GeosegError, StoreError
 from geoseg.raster import store
 
 MOST_PIECES = 10_000  # that a bucket takes
@@ -158,9 +158,12 @@ def begin(uri: str, size: int, staging: str) -> Upload:
     try:
         marker = {"uri": uri, "size": size, "id": upload.id}
         store.write(staging, json.dumps(marker).encode(), create=True)
-    except store.ObjectExistsError as error:  # work beside us has begun it in the same moment
-        replace(upload, staging=staging + "-").give_up()
-        raise StoreError(f"{store.redact(uri)}: other work has begun it in the same moment; run again") from error
+    except GeosegError as error:
+        with suppress(GeosegError):
+            replace(upload, staging=staging + "-").give_up()  # nobody would know of it
+        if isinstance(error, store.ObjectExistsError):
+            raise StoreError(f"{store.redact(uri)}: other work has begun it in the same moment; run again") from error
+        raise
     return upload
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import uuid
@@ -17,12 +18,13 @@ import pytest
 import rasterio
 import rasterio.shutil
 from kit.cogs import blobs, splice, write_parts
+from kit.object_store import deny
 from rio_cogeo import cog_validate
 
-from geoseg.errors import StoreError
+from geoseg.errors import AccessDeniedError, StoreError
 from geoseg.predict.parts import remove_parts
-from geoseg.raster import cog, store
-from geoseg.raster.splice import PartNames, SpliceError, in_turn
+from geoseg.raster import cog, store, upload
+from geoseg.raster.splice import PartNames, SpliceError, in_turn, read_part
 
 MIB = 2**20
 
@@ -255,6 +257,47 @@ def test_a_part_that_changed_since_its_head_was_read_is_noticed(
         file.write(str(tmp_path / "mask.tif"), str(tmp_path / "upload-mask"), in_turn)
     assert not store.exists(uri), "it must be made anew"
     assert not (tmp_path / "mask.tif").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"cut in the table", b"cut in a block", b"count"], ids=bytes.decode)
+def test_a_part_whose_head_is_damaged_is_removed(damage: bytes, root: str) -> None:
+    names = PartNames(f"{root}/parts", "", 512)
+    write_parts(blobs(1, 1500, 1500), names)
+    uri = names.of_window(1, 1)
+    data = store.read(uri)
+    num = struct.unpack_from("<I", data, 8)[0]
+    damaged = {
+        b"": b"",
+        b"cut in the table": data[:40],
+        b"cut in a block": data[:-5],
+        b"count": data[:8] + struct.pack("<I", num + 10_000) + data[12:],
+    }[damage]
+    store.write(uri, damaged)
+    with pytest.raises(SpliceError, match="damaged; run again to redo it"):
+        splice((1, 1500, 1500), names)
+    assert not store.exists(uri), "it must be made anew"
+
+
+@pytest.mark.parametrize("damage", [None, b""], ids=["missing", "damaged"])
+def test_of_a_window_that_lacks_a_layer_nothing_counts_as_done(damage: bytes | None, root: str) -> None:
+    mask, layer = (PartNames(f"{root}/parts", suffix, 512) for suffix in ("", ".probabilities"))
+    for names in (mask, layer):
+        write_parts(blobs(1, 600, 600), names)
+    store.delete([layer.of_window(1, 1)])
+    if damage is not None:
+        store.write(layer.of_window(1, 1), damage)
+    with pytest.raises(SpliceError, match="run again to redo it"):
+        read_part(layer.of_window(1, 1))
+    assert not store.exists(mask.of_window(1, 1))
+    assert store.exists(mask.of_window(0, 1))
+
+
+@pytest.mark.bucket
+def test_an_upload_of_which_no_marker_can_be_left_is_given_up(bucket: str) -> None:
+    deny(bucket, "s3:PutObject", "parts/*")
+    with pytest.raises(AccessDeniedError):
+        upload.begin(f"s3://{bucket}/mask.tif", 6 * MIB, f"s3://{bucket}/parts/upload-mask.tif")
+    assert uploads(f"s3://{bucket}") == []
 
 
 def test_where_no_pieces_are_taken_the_file_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
