@@ -31,7 +31,7 @@ from geoseg.predict.output import Output, list_output
 from geoseg.predict.parts import WORK_FOLDER
 from geoseg.predict.plan import RunSpec, plan_scene
 from geoseg.predict.publish import item_uri, read_item
-from geoseg.predict.record import RunReport, read_record
+from geoseg.predict.record import RunReport, find_record
 from geoseg.predict.selection import select
 from geoseg.predict.sources import Listing, list_job
 from geoseg.progress import StatusLine
@@ -214,9 +214,8 @@ def _speed(report: RunReport, earlier: Speed | None) -> Speed | None:
 def _published_speed(output: Output, bundle_digest: str) -> Speed | None:
     """The speed of the last run that published with a bundle, from the records of the last runs."""
     for run_id in output.runs[-_RUNS_TO_SEARCH:][::-1]:
-        try:
-            record = read_record(output.root, run_id)
-        except ConfigError:  # of another version of geoseg
+        record = find_record(output.root, run_id)
+        if record is None:
             continue
         figures = record["figures"]
         if record["bundle"]["sha256"] == bundle_digest and figures["area_km2"]:

@@ -44,7 +44,7 @@ def run_nightly(job: Job, *, remove_gone: bool = False, quiet: bool = False) -> 
         output = list_output(run.out)
         indexed = read_index(run.out)
         known = known_items(output, indexed)
-        outcomes = last_outcomes(output)
+        outcomes = last_outcomes(output, of=job)
         held = _held_before(outcomes, output, job)
         fingerprints = {scene_id: report.fingerprint for scene_id, report in held.items()}
         selection = select(listing.refs, listing.versions, run, known, held=fingerprints)
@@ -154,7 +154,7 @@ def _run_alone(
         run = replace(run, guard=replace(run.guard or Guard(limits=_NO_LIMITS), released=released))
     with Lease(run.out) as lease:
         indexed = read_index(run.out)
-        run, before = on_guard(run, indexed)
+        run, before = on_guard(run, known_items(list_output(run.out), indexed))
         report = predict_refs(
             job, run, list(refs.values()), lease, versions=Versions(), kind=kind, quiet=quiet, before=before
         )

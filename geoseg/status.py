@@ -13,7 +13,7 @@ from geoseg.predict.ledger import BAD
 from geoseg.predict.outcomes import Outcome, held_back, last_outcomes, with_status
 from geoseg.predict.output import Output, list_output
 from geoseg.predict.publish import StandingItem, read_item
-from geoseg.predict.record import read_record
+from geoseg.predict.record import find_record
 from geoseg.raster import store
 from geoseg.raster.scene import mask_uri
 from geoseg.raster.versions import Versions
@@ -65,7 +65,7 @@ def output_status(out: str) -> Status:
     """How an output stands, from a listing and the last run's record. Raises AccessDeniedError, ConfigError, StoreError."""
     root = store.normalize_uri(out).rstrip("/")
     output = list_output(root)
-    record = read_record(root, output.runs[-1]) if output.runs else None
+    record = find_record(root, output.runs[-1]) if output.runs else None
     outcomes = last_outcomes(output)
     by_status = Counter(one.scene["status"] for one in outcomes.values())
     ended = with_status(outcomes, BAD)
@@ -145,7 +145,7 @@ def explain_scene(out: str, scene: str) -> Why:
     root = store.normalize_uri(out).rstrip("/")
     output = list_output(root)
     searched = output.runs[-_RUNS_TO_SEARCH:][::-1]
-    records = list(store.in_parallel(lambda run_id: read_record(root, run_id), searched))
+    records = [one for one in store.in_parallel(lambda run_id: find_record(root, run_id), searched) if one is not None]
     outcomes = [
         {**one, "run": record["run"], "ended": record["ended"]}
         for record in records

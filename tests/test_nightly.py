@@ -204,6 +204,57 @@ def test_a_scene_that_is_gone_is_told_and_removed_when_asked(
     assert (checked.num_items, checked.orphans) == (5, ())
 
 
+def test_nothing_goes_with_a_scene_that_is_not_of_its_making(
+    bundles: tuple[Path, Path], pixels: Any, tmp_path: Path
+) -> None:
+    """The output lies in the input, where a scene is called like a folder of others."""
+    root = str(tmp_path / "in")
+    for name in ("town", "town/2024", "rest"):
+        store.write(f"{root}/{name}.tif", pixels(len(name)))
+    store.write(f"{root}/town/notes.txt", b"mine")
+    values = {"scenes": [f"{root}/"], "out": root}
+    assert night(root, bundles[0], **values).counts == {"published": 3}
+    store.delete([f"{root}/town.tif"])
+    assert night(root, bundles[0], remove_gone=True, **values).counts == {"unchanged": 2}
+    assert sorted(path.name for path in (tmp_path / "in" / "town").iterdir()) == ["2024.tif", "notes.txt"]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"schema": 99}'], ids=["nothing", "a newer version"])
+def test_a_record_that_cannot_be_read_stops_no_night(
+    left: bytes, root: str, bundles: tuple[Path, Path], pixels: Any
+) -> None:
+    put(root, pixels, *FIRST[:2])
+    store.write(f"{root}/in/bad.tif", b"no image")
+    night(root, bundles[0])
+    second = night(root, bundles[0])
+    store.write(f"{root}/out/_geoseg/runs/{second.run_id}/summary.json", left)
+    status = output_status(f"{root}/out")
+    assert (status.refused, status.last_run) == (1, None)
+    assert explain_scene(f"{root}/out", "bad").verdict.startswith("refused")
+    again = run_retry(f"{root}/out", quiet=True)
+    assert again is not None
+    assert again.counts == {"refused": 1}
+    assert night(root, bundles[0]).counts == {"unchanged": 2, "refused": 1}
+
+
+def test_a_night_of_other_sources_hides_no_scene_that_is_to_be_tried_again(
+    root: str, bundles: tuple[Path, Path], pixels: Any
+) -> None:
+    put(root, pixels, *FIRST[:2])
+    store.write(f"{root}/in/bad.tif", b"no image")
+    store.write(f"{root}/elsewhere/a.tif", pixels(50))
+    night(root, bundles[0])
+    for _ in range(2):
+        night(root, bundles[0], scenes=[f"{root}/elsewhere/"])
+        assert output_status(f"{root}/out").refused == 1
+    assert reasons(night(root, bundles[0])) == {"bad": ["retried"]}
+    store.write(f"{root}/in/bad.tif", pixels(9))
+    night(root, bundles[0])
+    night(root, bundles[0], scenes=[f"{root}/elsewhere/"])
+    assert output_status(f"{root}/out").refused == 0
+    assert run_retry(f"{root}/out", quiet=True) is None
+
+
 def test_what_a_job_does_not_ask_for_is_not_judged(root: str, bundles: tuple[Path, Path], pixels: Any) -> None:
     put(root, pixels, *FIRST)
     night(root, bundles[0])

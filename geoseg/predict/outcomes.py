@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from geoseg.config import Job
 from geoseg.errors import NothingReadableError
 from geoseg.predict.ledger import Status
 from geoseg.predict.output import Output
-from geoseg.predict.record import read_record
+from geoseg.predict.record import find_record
 from geoseg.raster import store
 
 _RUNS_TO_SEARCH = 30
-_ALL_SCENES = "nightly"  # a run whose record has every scene that is not unchanged
+_ALL_SCENES = "nightly"  # a run whose record has every scene of its job that is not unchanged
 _ONLY_TRIES = "release"
 
 
@@ -41,22 +42,35 @@ class Outcome:
         return [str(self.scene["sentence"]), f"    {self.scene['uri']}", *([f"    {picture}"] if picture else [])]
 
 
-def last_outcomes(output: Output) -> dict[str, Outcome]:
-    """The last outcome of each scene by its id, back to the last nightly run, which tells of all that is not unchanged.
+def last_outcomes(output: Output, *, of: Job | None = None) -> dict[str, Outcome]:
+    """The last outcome of each scene by its id, from the last runs.
 
-    A release that failed leaves a scene as it was. Raises AccessDeniedError, ConfigError, StoreError.
+    A night that came to its end tells of all scenes of its sources that are not unchanged, so what earlier runs say of these
+    sources is past; with ``of`` no more than the sources of that job are asked for. A release that failed leaves a scene as it
+    was. Records that cannot be read are left out. Raises AccessDeniedError, StoreError.
     """
     found: dict[str, Outcome] = {}
     removed: set[str] = set()
+    past: list[dict[str, Any]] = []
+    wanted = _sources(store.redacted(of.model_dump(mode="json"))) if of is not None else None
     for run_id in output.runs[-_RUNS_TO_SEARCH:][::-1]:
-        record = read_record(output.root, run_id)
+        if wanted in past:
+            break
+        record = find_record(output.root, run_id)
+        if record is None or _sources(record["job"]) in past:
+            continue
         for scene in record["scenes"]:
             if scene["id"] not in removed and not (record["kind"] == _ONLY_TRIES and scene["status"] == "failed"):
                 found.setdefault(scene["id"], Outcome(scene=scene, run=record["run"], job=record["job"]))
         removed |= {gone["id"] for gone in record["gone"] if gone["removed"]}
-        if record["kind"] == _ALL_SCENES:
-            break
+        if record["kind"] == _ALL_SCENES and not record["left"]:
+            past.append(_sources(record["job"]))
     return dict(sorted(found.items()))
+
+
+def _sources(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a job has its scenes from."""
+    return {name: job.get(name) for name in ("scenes", "source", "stacks", "stack_by")}
 
 
 def held_back(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:

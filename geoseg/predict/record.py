@@ -189,6 +189,14 @@ def record_uri(out: str, run_id: str) -> str:
     return store.join(out, WORK_FOLDER, RUNS_FOLDER, run_id, RECORD_NAME)
 
 
+def find_record(out: str, run_id: str) -> dict[str, Any] | None:
+    """The record of a run, None for one that is damaged, gone, or of another version. Raises AccessDeniedError, StoreError."""
+    try:
+        return read_record(out, run_id)
+    except (ConfigError, store.ObjectMissingError):
+        return None
+
+
 def read_record(out: str, run_id: str) -> dict[str, Any]:
     """The record of a run. Raises ConfigError when it is none, ObjectMissingError, AccessDeniedError, StoreError."""
     uri = record_uri(out, run_id)

@@ -18,15 +18,15 @@ _ASSET = re.compile(
 def remove_scene(output: Output, scene_id: str, check: Callable[[], None]) -> None:
     """Remove a scene's item, then its other files and unfinished windows; ``check`` may end it before each step.
 
+    What else lies in the folder is not geoseg's, such as scenes where the output lies in the input, and stays.
     Raises AccessDeniedError, StoreError; called again it goes on from there.
     """
     if scene_id in output.items:
         check()
         store.delete([output.items[scene_id].uri])
     check()
-    beside = sorted(
-        output.beside.get(scene_id, ()), key=lambda uri: not uri.endswith(".json")
-    )  # vectors.json before its files
+    ours = [uri for uri in output.beside.get(scene_id, ()) if _ASSET.fullmatch(store.base_name(uri))]
+    beside = sorted(ours, key=lambda uri: not uri.endswith(".json"))  # vectors.json before its files
     store.delete(beside)
     remove_parts(output.parts.get(scene_id, ()))
 
