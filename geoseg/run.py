@@ -23,7 +23,7 @@ from geoseg.predict.drain import Drain
 from geoseg.predict.failure import Failure
 from geoseg.predict.ground import Ground, usual_shares
 from geoseg.predict.guard import Guard
-from geoseg.predict.index import Known, read_index
+from geoseg.predict.index import Known, known_items, read_index
 from geoseg.predict.lease import Lease
 from geoseg.predict.ledger import Ledger, MaskFinder, PlannedWindows, SceneReport, prepare_windows
 from geoseg.predict.local import predict_locally
@@ -103,7 +103,7 @@ def run_job(job: Job, *, quiet: bool = False) -> RunReport:
     run = make_run_spec(job)
     listing = list_job(job, run.out)
     with Lease(run.out) as lease:
-        run, before = on_guard(run, read_index(run.out) if run.guard else {})
+        run, before = on_guard(run, known_items(list_output(run.out), read_index(run.out)) if run.guard else {})
         report = predict_refs(
             job, run, listing.refs, lease, versions=listing.versions, kind="predict", quiet=quiet, before=before
         )

@@ -103,7 +103,8 @@ class StandingItem:
 def standing_item(run: RunSpec, plan: ScenePlan) -> StandingItem | None:
     """The item that stands where a scene's is to be published, or None.
 
-    Raises ConflictError when it is not geoseg's, or another scene's unless it was made from the same bytes.
+    Raises ConflictError when it is not geoseg's, or another scene's (one with no source in common) unless it was made from the
+    same bytes.
     """
     scene_id, uri = plan.scene.id, item_uri(run, plan.scene.id)
     try:
@@ -111,7 +112,8 @@ def standing_item(run: RunSpec, plan: ScenePlan) -> StandingItem | None:
         standing = read_item(scene_id, uri, version, body)
     except store.ObjectMissingError:
         return None
-    if standing.fingerprint != plan.fingerprint and standing.sources[0] != store.redact(plan.scene.uri):
+    ours = {store.redact(scene.uri) for scene in plan.scenes}  # dates come to a stack and go from it
+    if standing.fingerprint != plan.fingerprint and ours.isdisjoint(standing.sources):
         raise ConflictError(
             f"{scene_id}: this id is taken by {standing.sources[0]} in this output; write to another output or rename the scene, "
             f"or, if it is that very scene in a new place, delete {store.redact(uri)} and run again"

@@ -332,6 +332,20 @@ def test_predict_has_a_guard_where_its_job_has_one_and_retry_has_that_of_its_run
     assert set(statuses(run_job(job(root, bundle), quiet=True)).values()) == {"published"}
 
 
+def test_masks_of_predict_are_those_that_the_next_run_goes_by(bundle: Path, tmp_path: Path) -> None:
+    """Nobody wrote an index: the items themselves tell what a mask of this ground had."""
+    from geoseg.run import run_job
+
+    root = str(tmp_path)
+    guard = {"max_novelty": 0, "max_change": 1.01, "max_deviation": 0}
+    put(root, tmp_path, "one", town(2))
+    assert statuses(run_job(job(root, bundle, guard=guard), quiet=True)) == {"one": "published"}
+    put(root, tmp_path, "two", noise(3, 40, 53, seed=3))
+    told = run_job(job(root, bundle, guard=guard), quiet=True)
+    assert statuses(told) == {"one": "unchanged", "two": "held"}
+    assert "one" in told.scenes[1].sentence
+
+
 def test_limits_that_mean_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"guard\.max_change: max_change is a factor above 1, or 0 for none"):
         load_job(None, {"scenes": ["a.tif"], "out": "o", "guard": {"max_change": 0.5}})

@@ -174,6 +174,15 @@ def test_a_second_run_reads_nothing_until_a_date_changes(unet3d: Path, tmp_path:
     assert predict(tmp_path / "out", unet3d, stacks=named([*files])).counts["published"] == 1
 
 
+def test_dates_come_to_a_stack_and_go(tmp_path: Path) -> None:
+    bundle = seeded_bundle(tmp_path / "bundle", name="unet3d", dates=2, depth=1)
+    files = write_stack(tmp_path, in_other_light(synthetic_image(80, 90, seed=3).pixels_bhw))
+    for dates in (files[:2], files[1:3], files[:2]):
+        assert predict(tmp_path / "out", bundle, stacks=named([*dates])).counts["published"] == 1
+    other = predict(tmp_path / "out", bundle, stacks=named([*files[2:4]]))
+    assert "this id is taken by" in other.scenes[0].sentence
+
+
 def test_a_date_that_is_replaced_meanwhile_is_not_published(unet3d: Path, tmp_path: Path) -> None:
     files = write_stack(tmp_path, in_other_light(synthetic_image(80, 90, seed=3).pixels_bhw))
     job = load_job(None, {"stacks": named([*files]), "out": str(tmp_path / "out"), "bundle": str(unet3d)})
