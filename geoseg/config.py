@@ -376,7 +376,8 @@ def load_settings(model: type[_T], path: str | None, overrides: dict[str, Any]) 
     for key, value in overrides.items():
         if isinstance(value, dict):
             section = values.setdefault(key, {})
-            section.update({k: v for k, v in value.items() if v is not None})
+            if isinstance(section, dict):  # the check says what is wrong with another value
+                section.update({k: v for k, v in value.items() if v is not None})
         elif value is not None:
             values[key] = value
     return check(model, values, where=path or "the command line")
