@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -313,6 +314,8 @@ class SceneSource(Section):
     def _is_a_url(cls, api: str | None) -> str | None:
         if api is not None and not api.startswith(("https://", "http://")):
             raise ValueError("an API is written https://host/path")
+        if api is not None and (not urlsplit(api).hostname or urlsplit(api).port == 0):
+            raise ValueError("an API is written https://host/path, with a host and a port that can be")
         return api
 
     @model_validator(mode="after")

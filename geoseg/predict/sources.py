@@ -27,6 +27,15 @@ from geoseg.raster.versions import Versions
 
 _GEOTIFF = "image/tiff"
 _WGS84 = "EPSG:4326"
+_NOT_STAC = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    shapely.errors.ShapelyError,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +92,7 @@ def _scenes_of(source: SceneSource, now: datetime, remarks: list[str]) -> Iterat
                         sums=(str(asset.get("file:checksum") or MISSING),) if source.checksums else (),
                     )
             without += not picked
-        except (ValueError, KeyError, TypeError, AttributeError, shapely.errors.ShapelyError) as error:
+        except _NOT_STAC as error:
             remarks.append(
                 f"{store.redact(listed.base)}: item {listed.item.get('id')!r} is not valid STAC: {error!r}; left aside"
             )
@@ -122,7 +131,10 @@ def _items(
                 f"{store.redact(source.api)}: the environment has no {source.token_env}, which token_env names"
             )
         for item in search(source.api, parameters, token=token):
-            yield ListedItem(item, source.api)
+            if isinstance(item, dict):
+                yield ListedItem(item, source.api)
+            else:
+                remarks.append(f"{store.redact(source.api)}: gave {item!r:.80} for an item; left aside")
 
 
 def _area(source: SceneSource) -> Any:
@@ -172,8 +184,8 @@ def _pick(item: dict[str, Any], source: SceneSource) -> list[tuple[str, dict[str
     ]
     if len(found) > 1:
         raise ConfigError(
-            f"{store.redact(source.name)}: the item {item['id']} has {len(found)} GeoTIFF assets of the role "
-            f"{' or '.join(source.roles)} ({', '.join(key for key, _ in found)}); say which in the source's assets"
+            f"{store.redact(source.name)}: the item {item['id']!r} has {len(found)} GeoTIFF assets of the role "
+            f"{' or '.join(source.roles)} ({', '.join(repr(key) for key, _ in found)}); say which in the source's assets"
         )
     return found
 

@@ -66,7 +66,15 @@ def walk_catalog(uri: str, allow: Sequence[str], remarks: list[str]) -> Iterator
 
 
 def _links(document: dict[str, Any]) -> list[str]:
-    return [str(link["href"]) for link in document.get("links", ()) if link.get("rel") in _LINKS and link.get("href")]
+    return [str(link["href"]) for link in links_of(document) if link.get("rel") in _LINKS and link.get("href")]
+
+
+def links_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The links of a STAC document or of an API's page, as objects. Raises ValueError for what is no list of objects."""
+    links = document.get("links") or []
+    if not isinstance(links, list) or not all(isinstance(link, dict) for link in links):
+        raise ValueError(f"its links are no list of objects with rel and href, got {links!r:.80}")
+    return links
 
 
 def _try_to_load(uri: str) -> dict[str, Any] | CatalogError:
@@ -78,6 +86,10 @@ def _try_to_load(uri: str) -> dict[str, Any] | CatalogError:
         return CatalogError(f"{store.redact(uri)}: not JSON: {error}")
     if not isinstance(document, dict) or document.get("type") not in ("Catalog", "Collection", "Feature"):
         return CatalogError(f"{store.redact(uri)}: not a STAC Catalog, Collection or Item")
+    try:
+        links_of(document)
+    except ValueError as error:
+        return CatalogError(f"{store.redact(uri)}: {error}")
     return document
 
 

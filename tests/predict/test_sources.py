@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -131,10 +132,16 @@ def test_several_fitting_assets_are_asked_about(root: str) -> None:
     put(f"{root}/cat/catalog.json", {"type": "Catalog", "links": links("a.json")})
     put(f"{root}/cat/a.json", item("a", "2026-11-01", hrefs=bands))
     source = {"catalog": f"{root}/cat/catalog.json"}
-    with pytest.raises(ConfigError, match=r"item a has 2 GeoTIFF assets of the role data \(red, nir\); say which"):
+    with pytest.raises(
+        ConfigError, match=r"item 'a' has 2 GeoTIFF assets of the role data \('red', 'nir'\); say which"
+    ):
         sources(root, source)
     assert ids(sources(root, {**source, "assets": ["nir"]})) == ["a"]
     assert ids(sources(root, {**source, "assets": ["nir", "red"]})) == ["a-nir", "a-red"]
+    put(f"{root}/cat/a.json", item("\x1b[2Ja\n", "2026-11-01", hrefs={"\x1b]0;red\x07": "./r.tif", "\r": "./n.tif"}))
+    with pytest.raises(ConfigError, match="say which") as caught:
+        sources(root, source)
+    assert str(caught.value).isprintable()
 
 
 def test_lists_name_scenes_in_each_format(root: str) -> None:
@@ -268,11 +275,60 @@ def page(*items: dict[str, Any], **link: Any) -> dict[str, Any]:
         ((200, page(href="https://elsewhere/search")), ConfigError, "on another host"),
         ((200, page(href="/search")), ConfigError, "in a circle"),
         ((302, "http://elsewhere.invalid/search"), ConfigError, "redirected to another host"),
+        ((302, "http://[x"), ConfigError, "address that cannot be asked"),
+        ((200, page(href="http://[x")), ConfigError, "cannot be told where its next page is: Invalid IPv6 URL"),
+        ((200, page(href="?\ud800")), ConfigError, "cannot be told where its next page is"),
+        ((200, page(title="on")), ConfigError, "its next link needs an href, got {.*'title': 'on'"),
+        ((200, page(href="?2", method="POST", body=[1], merge=True)), ConfigError, r"is no object, got \[1\]"),
+        ((200, page() | {"links": ["?2"]}), ConfigError, r"no list of objects with rel and href, got \['\?2'\]"),
     ],
 )
 def test_what_an_api_may_not_do(answer: tuple[int, Any], error: type[Exception], sentence: str, tmp_path: Path) -> None:
     with served(lambda *_: answer) as (url, _), pytest.raises(error, match=sentence):
         sources(str(tmp_path), {"api": url, "allow": ["s3://x"]})
+
+
+def test_what_is_no_item_of_an_api_is_left_aside(tmp_path: Path) -> None:
+    hrefs = {"image": "s3://x/a.tif"}
+    odd = [item("early", "2026-11-02", hrefs=hrefs), item("far", "2026-11-02", hrefs=hrefs)]
+    odd[0]["properties"]["datetime"] = "0001-01-01T00:00:00+01:00"
+    odd[1]["geometry"] = {"type": "Point", "coordinates": [10**400, 0]}
+    told = {"features": [None, "\x1b[2J", *odd, item("a", "2026-11-02", hrefs=hrefs)], "links": None}
+    with served(lambda *_: (200, told)) as (url, _):
+        listing = sources(
+            str(tmp_path),
+            {"api": url, "allow": ["s3://x"], "datetime": "../2026-12-01", "bbox": [9, 49, 12, 52]},
+        )
+    assert ids(listing) == ["a"]
+    wanted = ["gave None for an item", r"gave '\x1b[2J' for", "'early' is not valid STAC.*years 1 to 9999", "'far'"]
+    for remark, sentence in zip(listing.remarks, wanted, strict=True):
+        assert sentence in remark or re.search(sentence, remark), remark
+
+
+def test_the_next_page_may_have_other_letters(tmp_path: Path) -> None:
+    following = page(href="/größe of/search?token=é%C3%A9")
+
+    def answer(path: str, _: Any) -> tuple[int, Any]:
+        return 200, page() if "token" in path else following
+
+    with served(answer) as (url, asked):
+        assert ids(sources(str(tmp_path), {"api": f"{url}/größe of", "allow": ["s3://x"]}, scenes=[])) == []
+    assert [path.partition("&")[0] for path, *_ in asked] == [
+        "/gr%C3%B6%C3%9Fe%20of/search?limit=250",
+        "/gr%C3%B6%C3%9Fe%20of/search?token=%C3%A9%C3%A9",
+    ]
+
+
+@pytest.mark.parametrize("child", [None, 3, ["a.json"], [None]])
+def test_a_document_without_links_does_not_hold_up_the_others(child: Any, root: str) -> None:
+    put(f"{root}/cat/catalog.json", {"type": "Catalog", "links": links("odd.json", "a.json")})
+    put(f"{root}/cat/odd.json", {"type": "Catalog", "links": child})
+    put(f"{root}/cat/a.json", item("a", "2026-11-01"))
+    listing = sources(root, {"catalog": f"{root}/cat/catalog.json"})
+    assert ids(listing) == ["a"]
+    assert [remark.partition(": ")[2].partition(",")[0] for remark in listing.remarks] == (
+        ["its links are no list of objects with rel and href"] if child else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,7 +337,11 @@ def test_what_an_api_may_not_do(answer: tuple[int, Any], error: type[Exception],
         ({}, "one of manifest, catalog and api"),
         ({"api": "https://x"}, "needs allow"),
         ({"api": "file:///etc", "allow": ["s3://x"]}, "written https://"),
+        ({"api": "http://[x", "allow": ["s3://x"]}, "source 1: api: Invalid IPv6 URL"),
+        ({"api": "http://x:70000", "allow": ["s3://x"]}, "Port out of range"),
+        ({"api": "https:///search", "allow": ["s3://x"]}, "written https://"),
         ({"catalog": "c.json", "datetime": "yesterday"}, "isoformat"),
+        ({"catalog": "c.json", "datetime": "0001-01-01T00:00:00+01:00/.."}, "outside the years 1 to 9999"),
         ({"catalog": "c.json", "datetime": "2026-11-02/2026-11-01"}, "ends before it begins"),
         ({"catalog": "c.json", "datetime": "../.."}, "says no time"),
         ({"catalog": "c.json", "bbox": [1, 2, 3, 4], "area": "a"}, "leave one out"),
