@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -272,14 +273,15 @@ class StackConfig(Section):
 class SceneSource(Section):
     """Scenes that a list or a catalogue names, as ``[[source]]`` in a job file.
 
-    One of ``manifest`` (a GeoJSON, ItemCollection or (STAC) GeoParquet file), ``catalog`` (the catalog.json or collection.json of
-    a static STAC catalogue) and ``api`` (the root of a STAC API). Of the items those of ``collections`` count, at the time
-    ``datetime`` (``2026-11-01/..``, ``2026-11-01/2026-11-30``, ``last 3 days``), that touch ``bbox`` (west, south, east, north) or
-    the polygons of the GeoJSON file ``area``. ``assets``: keys of the assets to predict; without them an item's one GeoTIFF asset
-    with one of the ``roles``. ``allow``: prefixes where a catalogue's links may lead and assets may lie, beside the catalogue's own
-    folder. ``rewrite``: beginnings of addresses and what to put in their place, such as those of a web server before a bucket.
-    ``token_env``: name of the environment variable with the API's bearer token. ``checksums``: read each file whole first and
-    refuse a scene that is not what its item's ``file:checksum`` says, or whose item has none.
+    One of ``manifest`` (a GeoJSON, ItemCollection or (STAC) GeoParquet file), ``catalog`` (the catalog.json or collection.json
+    of a static STAC catalogue) and ``api`` (the root of a STAC API). Of the items those of ``collections`` count, at the time
+    ``datetime`` (``2026-11-01/..``, ``2026-11-01/2026-11-30``, ``last 3 days``), that touch ``bbox`` (west, south, east, north)
+    or the polygons of the GeoJSON file ``area``. ``assets``: keys of the assets to predict; without them an item's one GeoTIFF
+    asset with one of the ``roles``. ``allow``: prefixes where a catalogue's links may lead and assets may lie, beside the
+    catalogue's own folder; without it the assets of a manifest may lie anywhere. ``rewrite``: beginnings of addresses and what
+    to put in their place, such as those of a web server before a bucket. ``token_env``: name of the environment variable with
+    the API's bearer token. ``checksums``: read each file whole first and refuse a scene that is not what its item's
+    ``file:checksum`` says, or whose item has none.
     """
 
     manifest: str | None = None
@@ -313,6 +315,8 @@ class SceneSource(Section):
     def _is_a_url(cls, api: str | None) -> str | None:
         if api is not None and not api.startswith(("https://", "http://")):
             raise ValueError("an API is written https://host/path")
+        if api is not None and (not urlsplit(api).hostname or urlsplit(api).port == 0):
+            raise ValueError("an API is written https://host/path, with a host and a port that can be")
         return api
 
     @model_validator(mode="after")
@@ -376,7 +380,8 @@ def load_settings(model: type[_T], path: str | None, overrides: dict[str, Any]) 
     for key, value in overrides.items():
         if isinstance(value, dict):
             section = values.setdefault(key, {})
-            section.update({k: v for k, v in value.items() if v is not None})
+            if isinstance(section, dict):  # the check says what is wrong with another value
+                section.update({k: v for k, v in value.items() if v is not None})
         elif value is not None:
             values[key] = value
     return check(model, values, where=path or "the command line")

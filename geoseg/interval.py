@@ -52,4 +52,7 @@ def moment(text: str, *, end_of_day: bool = False) -> datetime:
     told = datetime.fromisoformat(text.strip().replace("Z", "+00:00").replace("z", "+00:00"))
     if end_of_day and re.fullmatch(r"\d{4}-\d{2}-\d{2}", text.strip()):
         told += timedelta(days=1, seconds=-1)
-    return told.replace(tzinfo=timezone.utc) if told.tzinfo is None else told.astimezone(timezone.utc)
+    try:
+        return told.replace(tzinfo=timezone.utc) if told.tzinfo is None else told.astimezone(timezone.utc)
+    except OverflowError as error:
+        raise ValueError(f"{text!r} lies outside the years 1 to 9999 of UTC") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,12 +35,16 @@ MINIMAL = 'scenes = ["a.tif"]\nout = "out"\n'
         ('scenes = ["a.tif"]\n', "'out' is missing"),
         ('scenes = []\nout = "o"\n', "scenes"),
         ("scenes = [", "not a readable TOML file"),
+        ("predict = 3\n" + MINIMAL, "predict: .*got 3"),
     ],
 )
-def test_a_wrong_job_file_is_refused_in_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [{}, {"predict": {"batch": 2}}], ids=["the file alone", "with options"])
+def test_a_wrong_job_file_is_refused_in_one_sentence(
+    text: str, sentence: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "job.toml").write_text(text)
     with pytest.raises(ConfigError, match=sentence) as caught:
-        load_job(str(tmp_path / "job.toml"), {})
+        load_job(str(tmp_path / "job.toml"), overrides)
     assert "\n" not in str(caught.value)
     assert "job.toml" in str(caught.value)
 

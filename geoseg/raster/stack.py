@@ -144,7 +144,8 @@ def group_scenes(refs: Sequence[SceneRef], pattern: str) -> list[SceneRef]:
     """Stacks of scenes whose URIs match a regular expression with the groups ``stack`` and ``date``.
 
     Scenes with the same ``stack`` belong together, in the order of their ``date`` as text; every stack gets a place for
-    each date that any has, empty where it has no scene. A scene that does not match stays by itself. Raises ConfigError.
+    each date that any has, empty where it has no scene. A scene that does not match, in both groups, stays by itself. Raises
+    ConfigError.
     """
     try:
         compiled = re.compile(pattern)
@@ -156,7 +157,7 @@ def group_scenes(refs: Sequence[SceneRef], pattern: str) -> list[SceneRef]:
     alone: list[SceneRef] = []
     for ref in refs:
         found = compiled.search(ref.uri)
-        if found is None:
+        if found is None or found["stack"] is None or found["date"] is None:
             alone.append(ref)
             continue
         scenes = stacks.setdefault(found["stack"], {})

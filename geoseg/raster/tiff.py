@@ -21,6 +21,8 @@ FORMAT, _PIXEL_SCALE, _TIE_POINT = 339, 33550, 33922
 
 _SIZE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _NUMBER = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8", 18: "u8"}
+_DECODED_BITS = (8, 16, 32, 64, 128)
+_IS_FLOAT = 3  # of FORMAT
 MAX_DIRECTORIES = 64
 _MAX_ENTRIES = 1024
 # What decoding depends on: fill order, orientation, predictor, colours, extra samples, tables of JPEG, fax, LERC.
@@ -108,10 +110,23 @@ class Directory:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one decoded block."""
+        """Bytes of one decoded block: GDAL makes whole bytes of bits, and float32 of half floats."""
         rows, cols = self.block_shape
-        bits = self.number(BITS, 1) * (1 if self.num_planes > 1 else self.number(SAMPLES, 1))
-        return rows * cols * bits // 8
+        bits = self.number(BITS, 1)
+        if bits == 16 and self.number(FORMAT) == _IS_FLOAT:
+            bits = 32
+        bits = next((decoded for decoded in _DECODED_BITS if bits <= decoded), bits)
+        return rows * cols * self._samples_of_a_block * bits // 8
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of one block in the file when it is not compressed; each row of pixels begins with a byte of its own."""
+        rows, cols = self.block_shape
+        return rows * -(-cols * self._samples_of_a_block * self.number(BITS, 1) // 8)
+
+    @property
+    def _samples_of_a_block(self) -> int:
+        return 1 if self.num_planes > 1 else self.number(SAMPLES, 1)
 
     @property
     def pixels_alone(self) -> Directory:
@@ -211,7 +226,7 @@ def block_index(directory: Directory, file_size: int) -> BlockIndex:
     rows, cols = directory.block_grid
     want = directory.num_planes * rows * cols
     if len(counts) == 0 and len(offsets) == want == 1:
-        counts = np.array([directory.block_bytes], np.int64)
+        counts = np.array([directory.packed_bytes], np.int64)
     if not want or len(offsets) != want or len(counts) != want:
         raise SceneReadError(
             f"the block index is damaged: {want} blocks wanted, {len(offsets)} offsets and {len(counts)} sizes found"
@@ -221,9 +236,9 @@ def block_index(directory: Directory, file_size: int) -> BlockIndex:
     ends = [counts, offsets, offsets + counts]  # each alone too: a sum of 64 bits may wrap
     if any(int(end.min()) < 0 or int(end.max()) > file_size for end in ends):
         raise SceneReadError("the file is cut short or damaged: its block index points past the end of the file")
-    if int(counts.max()) > 2 * directory.block_bytes + _SPARE_BYTES:
+    if int(counts.max()) > 2 * directory.packed_bytes + _SPARE_BYTES:
         raise SceneReadError(
-            f"the block index is damaged: a block of {directory.block_bytes} bytes is said to take {counts.max()} in the file"
+            f"the block index is damaged: a block of {directory.packed_bytes} bytes is said to take {counts.max()} in the file"
         )
     return BlockIndex(directory.block_shape, offsets, counts)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +18,10 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import shapely
 from kit.scenes import noise, tiny_bundle, write_scene
+from shapely.geometry import mapping
 
 from geoseg.config import load_job
 from geoseg.errors import AccessDeniedError, ConfigError, StoreError
@@ -131,10 +135,16 @@ def test_several_fitting_assets_are_asked_about(root: str) -> None:
     put(f"{root}/cat/catalog.json", {"type": "Catalog", "links": links("a.json")})
     put(f"{root}/cat/a.json", item("a", "2026-11-01", hrefs=bands))
     source = {"catalog": f"{root}/cat/catalog.json"}
-    with pytest.raises(ConfigError, match=r"item a has 2 GeoTIFF assets of the role data \(red, nir\); say which"):
+    with pytest.raises(
+        ConfigError, match=r"item 'a' has 2 GeoTIFF assets of the role data \('red', 'nir'\); say which"
+    ):
         sources(root, source)
     assert ids(sources(root, {**source, "assets": ["nir"]})) == ["a"]
     assert ids(sources(root, {**source, "assets": ["nir", "red"]})) == ["a-nir", "a-red"]
+    put(f"{root}/cat/a.json", item("\x1b[2Ja\n", "2026-11-01", hrefs={"\x1b]0;red\x07": "./r.tif", "\r": "./n.tif"}))
+    with pytest.raises(ConfigError, match="say which") as caught:
+        sources(root, source)
+    assert str(caught.value).isprintable()
 
 
 def test_lists_name_scenes_in_each_format(root: str) -> None:
@@ -174,6 +184,141 @@ def test_lists_name_scenes_in_each_format(root: str) -> None:
     )
     with pytest.raises(ConfigError, match=r"none.geojson: not a list of scenes: wanted .* uri, href, location, url"):
         sources(root, {"manifest": f"{root}/none.geojson"})
+
+
+def test_a_document_of_a_catalogue_is_not_as_large_as_images_are(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    put(f"{root}/cat/catalog.json", {"type": "Catalog", "links": links("image.tif", "a.json")})
+    put(f"{root}/cat/a.json", item("a", "2026-11-01"))
+    with Path(root, "cat/image.tif").open("wb") as image:
+        image.truncate((64 << 20) + 1)
+    listing = sources(root, {"catalog": f"{root}/cat/catalog.json"})
+    assert ids(listing) == ["a"]
+    (remark,) = listing.remarks
+    assert "image.tif: has 67108865 bytes, more than the 67108864 that are read of such a file" in remark
+    Path(root, "cat/image.tif").replace(f"{root}/cat/catalog.json")
+    with pytest.raises(ConfigError, match=r"catalog.json: has 67108865 bytes"):
+        sources(root, {"catalog": f"{root}/cat/catalog.json"})
+
+
+def test_the_pages_of_an_api_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A next link may carry a body of any size, and there may be many pages."""
+    size, pages = 1 << 20, iter(range(20, -1, -1))
+
+    def ask(_url: str, _body: Any, _token: Any) -> dict[str, Any]:
+        left = next(pages)
+        return page(href="?", method="POST", body={"token": "x" * size, "left": left}) if left else page()
+
+    monkeypatch.setattr(stac_api, "_ask", ask)
+    tracemalloc.start()
+    try:
+        assert list(stac_api.search("http://x", {})) == []
+        assert tracemalloc.get_traced_memory()[1] < 10 * size
+    finally:
+        tracemalloc.stop()
+
+
+UTM_33 = rasterio.crs.CRS.from_epsg(32633)
+IN_ZONE_33 = {"in": shapely.box(500_000, 5_300_000, 500_400, 5_300_400), "out": shapely.box(700_000, 0, 700_400, 400)}
+
+
+def table_of(shapes: dict[str, Any], name: str = "geometry", **geo: Any) -> bytes:
+    """A GeoParquet file of images ``s3://x/<id>.tif`` by their footprints, WKB or what is to be none."""
+    wkb = [one if isinstance(one, bytes) or one is None else shapely.to_wkb(one) for one in shapes.values()]
+    table = pa.table({"id": list(shapes), "uri": [f"s3://x/{one}.tif" for one in shapes], name: wkb})
+    told = {"version": "1.1.0", "primary_column": name, "columns": {name: {"encoding": "WKB", **geo}}}
+    body = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"geo": json.dumps(told)}), body)
+    return body.getvalue()
+
+
+def features_of(shapes: dict[str, Any], **more: Any) -> bytes:
+    """The same as GeoJSON."""
+    features = [
+        {"type": "Feature", "id": name, "properties": {"uri": f"s3://x/{name}.tif"}, "geometry": one and mapping(one)}
+        for name, one in shapes.items()
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features, **more}).encode()
+
+
+def crs_named(name: str) -> dict[str, Any]:
+    return {"crs": {"type": "name", "properties": {"name": name}}}
+
+
+LISTS = {
+    "UTM.parquet": table_of(IN_ZONE_33, crs=UTM_33.to_dict(projjson=True)),
+    "geom.parquet": table_of(IN_ZONE_33, "geom", crs=UTM_33.to_dict(projjson=True)),
+    "UTM.geojson": features_of(IN_ZONE_33, **crs_named("urn:ogc:def:crs:EPSG::32633")),
+    "short.geojson": features_of(IN_ZONE_33, **crs_named("EPSG:32633")),
+    "null.parquet": table_of(IN_ZONE_33, crs=None),
+    "unknown.parquet": table_of(IN_ZONE_33, crs={"type": "ProjectedCRS"}),
+    "unknown.geojson": features_of(IN_ZONE_33, **crs_named("/etc/passwd")),
+    "linked.geojson": features_of(IN_ZONE_33, crs={"type": "link", "properties": {"href": "http://x/crs"}}),
+}
+
+
+def list_at(root: str, name: str, **asked: Any) -> Listing:
+    store.write(f"{root}/{name}", LISTS[name])
+    return sources(root, {"manifest": f"{root}/{name}", **asked})
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_crs_of_a_list_counts_where_a_place_is_asked_for(name: str, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert ids(list_at(root, name)) == ["in", "out"]
+    near = {"bbox": [15.001, 47.84, 15.002, 47.86]}
+    if "UTM" in name or name in ("geom.parquet", "short.geojson"):
+        listing = list_at(root, name, **near)
+        assert (ids(listing), listing.remarks) == (["in"], ())
+    else:
+        with pytest.raises(ConfigError, match=rf"{name}: .*CRS.*; write it again in longitude and latitude"):
+            list_at(root, name, **near)
+
+
+@pytest.mark.parametrize("crs", [{}, {"crs": UTM_33.to_dict(projjson=True)}], ids=["degrees", "UTM"])
+def test_entries_without_a_place_are_told_where_one_is_asked_for(crs: dict[str, Any], tmp_path: Path) -> None:
+    root = str(tmp_path)
+    inside = IN_ZONE_33["in"] if crs else shapely.box(10, 50, 11, 51)
+    shapes = {"a": inside, "b": None, "c": b"no WKB", "d": shapely.Polygon(), "e": shapely.Point(1e300, 1e300)}
+    store.write(f"{root}/list.parquet", table_of(shapes, **crs))
+    source = {"manifest": f"{root}/list.parquet"}
+    assert ids(sources(root, source)) == list("abcde")
+    listing = sources(root, {**source, "bbox": [5, 45, 20, 55]})
+    assert ids(listing) == ["a"]
+    (remark,) = listing.remarks
+    assert f"{4 if crs else 3} items have no geometry that can be read" in remark
+
+
+def put_list(uri: str, *hrefs: str) -> dict[str, Any]:
+    features = [{"type": "Feature", "properties": {"href": href}, "geometry": None} for href in hrefs]
+    put(uri, {"type": "FeatureCollection", "features": features})
+    return {"manifest": uri}
+
+
+def test_a_list_may_name_any_place_unless_allow_says_which(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    source = put_list(f"{root}/list.geojson", f"{root}/in/a.tif", "s3://bucket/b.tif", f"{root}/index/c.tif")
+    free = sources(root, source)
+    assert (ids(free), free.remarks) == (["a", "b", "c"], ())
+    kept = sources(root, {**source, "allow": [f"{root}/in", "s3://bucket/"]})
+    assert ids(kept) == ["a", "b"]
+    (remark,) = kept.remarks
+    assert f"1 assets lie outside {root}/in, s3://bucket and were left aside" in remark
+
+
+def test_addresses_of_a_list_that_are_not_read_are_told(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    source = put_list(
+        f"{root}/list.geojson", "https://u:pw@web/\x1b[2J/a.tif", "https://web/b.tif", "s3://bucket/c.tif"
+    )
+    listing = sources(root, source)
+    assert ids(listing) == ["c"]
+    (remark,) = listing.remarks
+    assert "2 of its addresses are none that geoseg reads, the first 'https://***@web/\\x1b[2J/a.tif'" in remark
+    assert "in the source's rewrite" in remark
+    assert "allow" not in remark
+    mended = sources(root, {**source, "rewrite": {"https://web/": "s3://bucket/"}})
+    assert ids(mended) == ["b", "c"]
 
 
 @contextlib.contextmanager
@@ -268,11 +413,60 @@ def page(*items: dict[str, Any], **link: Any) -> dict[str, Any]:
         ((200, page(href="https://elsewhere/search")), ConfigError, "on another host"),
         ((200, page(href="/search")), ConfigError, "in a circle"),
         ((302, "http://elsewhere.invalid/search"), ConfigError, "redirected to another host"),
+        ((302, "http://[x"), ConfigError, "address that cannot be asked"),
+        ((200, page(href="http://[x")), ConfigError, "cannot be told where its next page is: Invalid IPv6 URL"),
+        ((200, page(href="?\ud800")), ConfigError, "cannot be told where its next page is"),
+        ((200, page(title="on")), ConfigError, "its next link needs an href, got {.*'title': 'on'"),
+        ((200, page(href="?2", method="POST", body=[1], merge=True)), ConfigError, r"is no object, got \[1\]"),
+        ((200, page() | {"links": ["?2"]}), ConfigError, r"no list of objects with rel and href, got \['\?2'\]"),
     ],
 )
 def test_what_an_api_may_not_do(answer: tuple[int, Any], error: type[Exception], sentence: str, tmp_path: Path) -> None:
     with served(lambda *_: answer) as (url, _), pytest.raises(error, match=sentence):
         sources(str(tmp_path), {"api": url, "allow": ["s3://x"]})
+
+
+def test_what_is_no_item_of_an_api_is_left_aside(tmp_path: Path) -> None:
+    hrefs = {"image": "s3://x/a.tif"}
+    odd = [item("early", "2026-11-02", hrefs=hrefs), item("far", "2026-11-02", hrefs=hrefs)]
+    odd[0]["properties"]["datetime"] = "0001-01-01T00:00:00+01:00"
+    odd[1]["geometry"] = {"type": "Point", "coordinates": [10**400, 0]}
+    told = {"features": [None, "\x1b[2J", *odd, item("a", "2026-11-02", hrefs=hrefs)], "links": None}
+    with served(lambda *_: (200, told)) as (url, _):
+        listing = sources(
+            str(tmp_path),
+            {"api": url, "allow": ["s3://x"], "datetime": "../2026-12-01", "bbox": [9, 49, 12, 52]},
+        )
+    assert ids(listing) == ["a"]
+    wanted = ["gave None for an item", r"gave '\x1b[2J' for", "'early' is not valid STAC.*years 1 to 9999", "'far'"]
+    for remark, sentence in zip(listing.remarks, wanted, strict=True):
+        assert sentence in remark or re.search(sentence, remark), remark
+
+
+def test_the_next_page_may_have_other_letters(tmp_path: Path) -> None:
+    following = page(href="/größe of/search?token=é%C3%A9")
+
+    def answer(path: str, _: Any) -> tuple[int, Any]:
+        return 200, page() if "token" in path else following
+
+    with served(answer) as (url, asked):
+        assert ids(sources(str(tmp_path), {"api": f"{url}/größe of", "allow": ["s3://x"]}, scenes=[])) == []
+    assert [path.partition("&")[0] for path, *_ in asked] == [
+        "/gr%C3%B6%C3%9Fe%20of/search?limit=250",
+        "/gr%C3%B6%C3%9Fe%20of/search?token=%C3%A9%C3%A9",
+    ]
+
+
+@pytest.mark.parametrize("child", [None, 3, ["a.json"], [None]])
+def test_a_document_without_links_does_not_hold_up_the_others(child: Any, root: str) -> None:
+    put(f"{root}/cat/catalog.json", {"type": "Catalog", "links": links("odd.json", "a.json")})
+    put(f"{root}/cat/odd.json", {"type": "Catalog", "links": child})
+    put(f"{root}/cat/a.json", item("a", "2026-11-01"))
+    listing = sources(root, {"catalog": f"{root}/cat/catalog.json"})
+    assert ids(listing) == ["a"]
+    assert [remark.partition(": ")[2].partition(",")[0] for remark in listing.remarks] == (
+        ["its links are no list of objects with rel and href"] if child else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,7 +475,11 @@ def test_what_an_api_may_not_do(answer: tuple[int, Any], error: type[Exception],
         ({}, "one of manifest, catalog and api"),
         ({"api": "https://x"}, "needs allow"),
         ({"api": "file:///etc", "allow": ["s3://x"]}, "written https://"),
+        ({"api": "http://[x", "allow": ["s3://x"]}, "source 1: api: Invalid IPv6 URL"),
+        ({"api": "http://x:70000", "allow": ["s3://x"]}, "Port out of range"),
+        ({"api": "https:///search", "allow": ["s3://x"]}, "written https://"),
         ({"catalog": "c.json", "datetime": "yesterday"}, "isoformat"),
+        ({"catalog": "c.json", "datetime": "0001-01-01T00:00:00+01:00/.."}, "outside the years 1 to 9999"),
         ({"catalog": "c.json", "datetime": "2026-11-02/2026-11-01"}, "ends before it begins"),
         ({"catalog": "c.json", "datetime": "../.."}, "says no time"),
         ({"catalog": "c.json", "bbox": [1, 2, 3, 4], "area": "a"}, "leave one out"),

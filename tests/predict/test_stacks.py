@@ -260,6 +260,13 @@ def test_scenes_are_grouped_by_their_names() -> None:
     ]
 
 
+def test_a_scene_that_matches_in_part_stays_by_itself() -> None:
+    names = ["town_20240101", "town_20240201", "town", "_20240101"]
+    pattern = r"/(?P<stack>[a-z]+)?(_(?P<date>\d{8}))?\.tif$"
+    grouped = group_scenes([SceneRef(name, f"s3://b/{name}.tif") for name in names], pattern)
+    assert [(ref.id, len(ref.dates)) for ref in grouped] == [("_20240101", 0), ("town", 0), ("town", 2)]
+
+
 @pytest.mark.parametrize(
     ("pattern", "sentence"),
     [

@@ -18,7 +18,8 @@ from kit.hostile import Listener, listener
 from kit.scenes import AT_UTM, noise, tiny_bundle, write_scene
 
 from geoseg.config import load_job
-from geoseg.errors import ConfigError, NotGeoTiffError, NothingReadableError, SceneReadError
+from geoseg.errors import ConfigError, NotGeoTiffError, NothingReadableError, SceneReadError, SceneTooCostlyError
+from geoseg.raster import tiff
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import SceneRef, list_scenes
 from geoseg.raster.window import Window
@@ -244,6 +245,13 @@ def test_blocks_that_share_their_bytes_cost_what_is_read(tmp_path: Path) -> None
     reader = SceneReader(scene)
     assert (reader.read(Window(40_000, 60_000, 512, 512), (0,)).pixels == 7).all()
     assert reader.bytes_fetched < 1 << 20
+
+
+def test_a_block_of_bits_costs_the_bytes_that_they_become(tmp_path: Path) -> None:
+    """Packed it is 16 MiB, on disk a few kB; GDAL makes 128 MiB of it."""
+    path = hostile.constant(tmp_path / "bits.tif", NBITS=1)
+    hostile.with_fields(path, {tiff.TILE_WIDTH: hostile.shorts(8192), tiff.TILE_HEIGHT: hostile.shorts(16384)})
+    assert "8192 x 16384, 128 MiB each, the limit is 64 MiB" in sentence_of(path, SceneTooCostlyError)
 
 
 @pytest.mark.parametrize("big", ["NO", "YES"])

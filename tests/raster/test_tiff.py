@@ -99,6 +99,22 @@ def test_each_block_lies_where_the_index_says(build: str, dtype: str, tmp_path: 
         assert_array_equal(block[:, : want.shape[1], : want.shape[2]], want)
 
 
+@pytest.mark.parametrize("layout", [{}, {"interleave": "band"}, TILED], ids=["strips", "planes", "tiles"])
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("uint8", 1), ("uint8", 2), ("uint8", 4), ("uint8", 8), ("uint16", 12), ("float32", 16), ("float64", 64)],
+)
+def test_a_block_costs_what_it_is_decoded_to(dtype: str, bits: int, layout: dict[str, Any], tmp_path: Path) -> None:
+    """GDAL gives a pixel of one bit a byte, and a half float four."""
+    pixels = np.ones((3, 16, 53), dtype)
+    data = write_scene(tmp_path / "a.tif", pixels, NBITS=bits, photometric="minisblack", **layout).read_bytes()
+    one = directories(data)[0]
+    num_bands = 3 // one.num_planes
+    assert one.block_bytes == one.block_shape[0] * one.block_shape[1] * num_bands * pixels.itemsize
+    assert one.packed_bytes == tiff.block_index(one, len(data)).counts[0, 0, 0]
+    assert one.number(tiff.BITS) == bits
+
+
 def dtype_code(dtype: str) -> str:
     return np.dtype(dtype).str[1:]
 
