@@ -18,7 +18,7 @@ _INTERRUPTED = "geoseg: interrupted; what is finished stays, the same command go
 
 
 class _Group(click.Group):
-    """Turns errors of ours into one sentence and an exit code."""
+    """Turns errors of ours into one sentence and an exit code; others keep their traceback, without secrets."""
 
     def invoke(self, ctx: click.Context) -> Any:
         import signal
@@ -38,6 +38,11 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo(_INTERRUPTED, err=True)
             sys.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click tells these
+        except Exception:  # noqa: BLE001 - whatever it is, its text may hold a token
+            click.echo(redact(traceback.format_exc()), err=True, nl=False)
+            sys.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

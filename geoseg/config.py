@@ -37,6 +37,7 @@ else:
 
 _T = TypeVar("_T", bound=BaseModel)
 DEFAULT_BUNDLE = "roads-buildings"
+SHIPPED_BUNDLES = Path(__file__).parent / "model" / "bundles"  # a folder for each that comes with geoseg, by its name
 _Metres = Annotated[FiniteFloat, Field(ge=0)]
 
 

@@ -102,9 +102,9 @@ def _train_on_ray(job: TrainJob, shown: _Shown) -> Prepared:
     from geoseg.cluster.train import keep_tables_on_cluster, train_on_cluster
 
     cluster = job.cluster
-    with session(cluster.address, workers=cluster.most_workers, spare_cpus=cluster.read_cpus):
+    with session(cluster.address, workers=cluster.most_workers, spare_cpus=cluster.read_cpus) as can_grow:
         prepared = _prepare(job, shown, keep_tables_on_cluster)
-        train_on_cluster(prepared, cluster, shown.tell)
+        train_on_cluster(prepared, cluster, shown.tell, can_grow=can_grow)
     return prepared
 
 

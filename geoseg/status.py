@@ -154,11 +154,11 @@ def explain_scene(out: str, scene: str) -> Why:
     ]
     scene_id = outcomes[0]["id"] if outcomes else scene
     item = _item(output, scene_id)
-    lost = [
+    lost = [  # since its last outcome
         {**one, "run": record["run"]}
         for record in records
         for one in record["gone"]
-        if scene in (one["id"], *one["sources"])
+        if scene in (one["id"], *one["sources"]) and not (outcomes and record["run"] <= outcomes[0]["run"])
     ]
     if item is None and not outcomes and not lost:
         raise NothingReadableError(
@@ -170,12 +170,17 @@ def explain_scene(out: str, scene: str) -> Why:
         parts, verdict = _compare(item, records)
         if outcomes and outcomes[0]["status"] == "held" and not outcomes[0]["item"]:
             verdict = f"held back by run {outcomes[0]['run']}; the mask before it stands until geoseg release publishes this one"
-    elif outcomes and not (lost and lost[0]["run"] > outcomes[0]["run"]):
+    elif not lost:
         sources, parts = tuple(outcomes[0]["dates"] or [outcomes[0]["uri"]]), ()
         verdict = f"{outcomes[0]['status']} by the last run that met it; no item stands"
     else:
         sources, parts = tuple(lost[0]["sources"]), ()
-        verdict = f"removed by run {lost[0]['run']}, as its source was gone"
+        removal = next((one for one in lost if one["removed"]), None)
+        verdict = (
+            f"removed by run {removal['run']}, as its source was gone"
+            if removal
+            else f"its source was gone in run {lost[0]['run']}, and no item stands; no run tells that it removed it"
+        )
     return Why(
         id=scene_id,
         item=item.published.item_uri if item else "",

@@ -52,6 +52,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert "geoseg demo" in out
 
 
+def test_an_error_of_another_kind_tells_where_it_arose_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list[str]:
+        raise ValueError("Invalid header value b'Bearer canary'")
+
+    monkeypatch.setattr("geoseg.doctor.examine", lambda _: fail())
+    done = CliRunner().invoke(main, ["doctor"])
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert "in fail\n" in done.output
+    assert done.output.endswith("ValueError: Invalid header value b'Bearer ***'\n")
+
+
 def test_predict_says_what_it_did(scene: Path, bundle: Path, tmp_path: Path) -> None:
     done = run("predict", scene, "--out", tmp_path, "--bundle", bundle, "--probabilities", "--window", 512)
     assert done.returncode == 0, done.stderr

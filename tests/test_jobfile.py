@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
+from geoseg.config import Job, Section
 from geoseg.errors import ConfigError
-from geoseg.jobfile import load_job_file
+from geoseg.evaluate.job import EvaluationJob
+from geoseg.jobfile import PATHS, load_job_file
+from geoseg.train.job import TrainJob
 
 CONFIGS = Path(__file__).resolve().parents[1] / "jobs" / "configs"
 JOB = 'scenes = ["s3://imagery/"]\nout = "s3://masks/x"\n'
@@ -38,11 +44,49 @@ def test_a_bundle_travels_whole(tmp_path: Path) -> None:
     assert [name for name, _ in job.files] == ["bundles/mine/model.json", "bundles/mine/model.safetensors"]
 
 
-def test_the_name_of_a_source_is_no_path(tmp_path: Path) -> None:
-    (tmp_path / "dubai").mkdir()
-    (tmp_path / "dubai" / "a.tif").write_bytes(b"x")
-    text = 'out = "s3://bundles/x"\n[[source]]\nname = "dubai"\nscenes = ["s3://imagery/dubai/"]\n'
-    assert load_job_file(written(tmp_path, text), folder=tmp_path).files == ()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '[[source]]\nname = "data"\nscenes = ["s3://i/"]\n',
+        '[[source]]\nmanifest = "s3://i/list.json"\nroles = ["data"]\nassets = ["data"]\ncollections = ["data"]\n',
+        '[cluster]\nengine = "data"\n',
+        '[vectors.buildings]\nclasses = ["data"]\n',
+        'model = { name = "data", classes = [{ name = "data" }] }\n',
+        'bundle = "roads-buildings"\n',
+        'model = { start = "demo" }\n',
+    ],
+)
+def test_what_is_only_called_like_a_folder_does_not_travel(tmp_path: Path, settings: str) -> None:
+    for name in ("data", "roads-buildings", "demo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.tif").write_bytes(b"x")
+    assert load_job_file(written(tmp_path, f'out = "s3://b/x"\n{settings}'), folder=tmp_path).files == ()
+
+
+NO_PATHS = """
+out stack_by cluster.address predict.assume_crs vectors.buildings.classes vectors.roads.classes stacks.name
+source.api source.collections source.datetime source.assets source.roles source.allow source.rewrite source.token_env
+source.name source.stack_by source.assume_crs source.labels.class source.labels.class_field source.labels.values
+source.labels.layer source.labels.width_field
+"""
+
+
+def texts(kind: Any, place: str = "") -> Iterator[str]:
+    """Yield the settings of a model that are texts, or lists or tables of texts."""
+    if kind is str:
+        yield place
+    elif isinstance(kind, type) and issubclass(kind, Section):
+        for name, field in kind.model_fields.items():
+            yield from texts(field.annotation, f"{place}.{field.alias or name}".removeprefix("."))
+    for each in get_args(kind):
+        yield from texts(each, place)
+
+
+def test_each_setting_is_a_path_or_known_to_be_none() -> None:
+    """One that is new must be told to be a path, or its file stays behind."""
+    found = {place for job in (Job, TrainJob, EvaluationJob) for place in texts(job)}
+    assert found >= PATHS
+    assert {place for place in found - PATHS if not place.startswith(("model.", "stage."))} == set(NO_PATHS.split())
 
 
 def test_the_id_is_of_the_day_and_of_what_is_asked(tmp_path: Path) -> None:
@@ -95,6 +139,7 @@ SECRETS = [
     f'bundle = "https://x.example.org/b?sv=1&sig={CANARY}"',
     f'header = "Authorization: Bearer {CANARY}"',
     f"connection = 'AccountName=a;AccountKey={CANARY}'",
+    f'bundle = "https://x.example.org/b?subscription-key={CANARY}"',
     f'note = "ghp_{CANARY}"',
     "key = '''-----BEGIN RSA PRIVATE KEY-----\n'''",
 ]
@@ -106,6 +151,47 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, line: str) -> None
         load_job_file(written(tmp_path, f"{JOB}{line}\n"), folder=tmp_path)
     assert CANARY not in str(refusal.value)
     assert "line" in str(refusal.value)
+
+
+ALONG = {
+    ".env": f"REGION=x\nexport API_TOKEN={CANARY}\n",
+    "list.json": f'{{"type": "FeatureCollection",\n"href": "https://h/a.tif?X-Amz-Date=1&X-Amz-Signature={CANARY}"}}',
+    "go.json": f'{{"n": 1,\n"href": "https://h/a.tif?x=1\\\\u0026sig={CANARY}"}}',
+    "settings.json": f'{{"n": 1,\n"password": "{CANARY}"}}',
+    "secret.yaml": f"kind: Secret\n  password: {CANARY}\n",
+}
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_a_secret_in_a_file_that_travels_is_refused_and_not_repeated(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"\xff\x00token=x")
+    (tmp_path / "mine" / name).write_text(ALONG[name])
+    with pytest.raises(ConfigError, match=f"mine/{name} would travel.*line 2 looks like it holds") as refusal:
+        load_job_file(written(tmp_path, f'{JOB}bundle = "mine"\n'), folder=tmp_path)
+    assert CANARY not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"href": "https://h/search?token=next:abc"}',
+        '{"href": "https://h/a.tif?sig=***&n=1", "token": "***"}',
+        '{"href": "https://h/{z}/{x}/{y}?api_key={key}"}',
+        "s3://imagery/token=a/x.tif\nTOKEN=${TOKEN}\n",
+    ],
+)
+def test_what_only_looks_like_a_secret_travels(tmp_path: Path, text: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    job = written(tmp_path, 'out = "s3://b/x"\n[[source]]\nmanifest = "list.json"\n')
+    assert load_job_file(job, folder=tmp_path).files == (("list.json", text.encode()),)
+
+
+def test_a_long_line_takes_no_longer_than_short_ones(tmp_path: Path) -> None:
+    (tmp_path / "area.geojson").write_text("token-" * 50_000 + "\n" * 100_000 + "[1.5, 2.5], " * 20_000)
+    began = time.process_time()
+    load_job_file(written(tmp_path, JOB + '[predict]\naoi = "area.geojson"\n'), folder=tmp_path)
+    assert time.process_time() - began < 2.0
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)

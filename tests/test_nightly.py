@@ -335,10 +335,15 @@ def test_why_tells_a_scenes_story(root: str, bundles: tuple[Path, Path], pixels:
     assert [part.name for part in changed.parts if not part.is_same] == ["input"]
     assert "do it again: source changed" in changed.verdict
     assert "not a GeoTIFF" in "\n".join(explain_scene(f"{root}/out", "bad").lines())
-    store.delete([f"{root}/in/03.tif"])
+    store.delete([f"{root}/in/03.tif", f"{root}/in/04.tif"])
     assert "its source is gone" in explain_scene(f"{root}/out", "03").verdict
-    night(root, bundles[0], remove_gone=True)
-    assert "removed by run" in explain_scene(f"{root}/out", "03").verdict
+    told_of = night(root, bundles[0]).run_id
+    store.delete([f"{root}/out/04/item.json"])
+    removed_by = night(root, bundles[0], remove_gone=True).run_id
+    assert f"removed by run {removed_by}" in explain_scene(f"{root}/out", "03").verdict
+    by_hand = explain_scene(f"{root}/out", "04").verdict
+    assert f"its source was gone in run {told_of}, and no item stands" in by_hand
+    assert "removed by run" not in by_hand
     with pytest.raises(NothingReadableError, match="has no item nobody"):
         explain_scene(f"{root}/out", "nobody")
 

@@ -80,7 +80,8 @@ def test_a_run_on_signed_hrefs_writes_no_secret(
     hrefs = {"good": str(scene), "gone": f"{tmp_path}/gone.tif?{SIGNED}", "web": f"https://{USER}@host/x.tif?{SIGNED}"}
     listed = manifest(tmp_path / "in" / "list.json", hrefs)
     out = str(tmp_path / "out")
-    run = job(tmp_path / "in", "job.toml", out=out, bundle=bundle, source=[{"manifest": str(listed)}])
+    source = {"manifest": str(listed), "rewrite": {f"https://{USER}@elsewhere/": "s3://elsewhere/"}}
+    run = job(tmp_path / "in", "job.toml", out=out, bundle=bundle, source=[source])
     assert "1 published" in told("predict --engine local --config", run, exit_code=1)
     told("nightly", run, "--engine", "local", exit_code=1)
     for command in (["verify", out], ["status", out], ["catalogue", out], ["why", out, "good"], ["why", out, "gone"]):

@@ -22,15 +22,16 @@ _SPARE_CPUS = 2
 
 
 @contextmanager
-def session(address: str | None, *, workers: int, spare_cpus: int = _SPARE_CPUS) -> Iterator[None]:
+def session(address: str | None, *, workers: int, spare_cpus: int = _SPARE_CPUS) -> Iterator[bool]:
     """Ray is up within the block: the one at ``address``, or without one that of ``RAY_ADDRESS`` or a private one.
 
-    A private one gets its own folder, no dashboard, and ``spare_cpus`` beside those for workers and cores, for reading.
+    Yields whether it can get more nodes, as a private one cannot. A private one gets its own folder, no dashboard, and
+    ``spare_cpus`` beside those for workers and cores, for reading.
 
     Raises StopError when the address does not answer.
     """
     if ray.is_initialized():
-        yield
+        yield True
         return
     address = address or os.environ.get("RAY_ADDRESS")
     folder = None
@@ -59,7 +60,7 @@ def session(address: str | None, *, workers: int, spare_cpus: int = _SPARE_CPUS)
             f"Ray at {address or 'this machine'} did not start or answer: {str(error).splitlines()[0]}"
         ) from error
     try:
-        yield
+        yield folder is None
     finally:
         ray.shutdown()
         if folder is not None:

@@ -8,8 +8,8 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,7 +29,12 @@ _COMMANDS: dict[Kind, tuple[str, ...]] = {
 }
 _POLL_S = 2.0
 _NO_NODE_YET_S = 60.0
-_TRIES = 5  # in a row, while a job is followed
+_TRIES = 5  # in a row without a new line, while a job is followed
+_DROPPED: tuple[type[Exception], ...] = (RuntimeError, OSError)  # how a connection to a log ends before its time
+with suppress(ImportError):  # without the extra Ray's client says what is missing
+    import aiohttp
+
+    _DROPPED += (aiohttp.ClientError,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,31 +117,31 @@ class Cluster:
 
     def follow(self, submission_id: str, tell: Callable[[str], None]) -> Submission:
         """Pass a job's log on until it ends. Interrupting it leaves the job alone. A connection that drops is taken up again."""
-        told, tries = 0, 0
+        log, tries = _Log(tell), 0
         while True:
+            told, failure = log.told, None
             try:
-                told = asyncio.run(self._tail(submission_id, told, tell))
+                asyncio.run(log.take(self._client.tail_job_logs(submission_id)))
+            except _DROPPED as error:
+                failure = error
+            try:
+                now = self.status(submission_id)
+                if now.exit_code is not None:
+                    return now
+            except (AccessDeniedError, ConfigError):
+                raise
+            except StopError as error:
+                failure = error
+            if failure is None or log.told > told:
                 tries = 0
-            except (RuntimeError, OSError) as error:
+            if failure is not None:
                 tries += 1
                 if tries == _TRIES:
                     raise StopError(
-                        f"{submission_id}: its log could not be read {_TRIES} times in a row ({_first_line(error)}); the job "
+                        f"{submission_id}: its log could not be read {_TRIES} times in a row ({_first_line(failure)}); the job "
                         f"goes on; ask with: geoseg submit --status {submission_id} --address {self.address}"
-                    ) from error
-            now = self.status(submission_id)
-            if now.exit_code is not None:
-                return now
+                    ) from failure
             time.sleep(_POLL_S)
-
-    async def _tail(self, submission_id: str, told: int, tell: Callable[[str], None]) -> int:
-        """Tell what lies beyond the first ``told`` characters of a log; how many it has now."""
-        seen = 0
-        async for lines in self._client.tail_job_logs(submission_id):
-            tell(lines[max(0, told - seen) :])
-            seen += len(lines)
-            told = max(told, seen)
-        return told
 
     def stop(self, submission_id: str) -> Submission:
         """Ask a job to end; what it published stays. Returns at once, whether or not it has ended."""
@@ -170,6 +175,24 @@ class Cluster:
                     "the files that the job names are too large to travel with it; put them into a bucket"
                 ) from error
             raise StopError(f"{self.address}: could not {what}: {_first_line(error)}") from error
+
+
+class _Log:
+    """A log that is told once, however often it is read from its beginning. ``told``: its characters so far."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self.told = 0
+
+    async def take(self, parts: AsyncIterator[str]) -> None:
+        """Tell what is new in a log that comes from its beginning."""
+        seen = 0
+        async for part in parts:
+            new = part[max(0, self.told - seen) :]
+            seen += len(part)
+            if new:
+                self._tell(new)
+                self.told = seen
 
 
 def _use_token() -> None:

@@ -52,21 +52,21 @@ def keep_tables_on_cluster(
     return tables + list(ray.get(waiting))
 
 
-def train_on_cluster(prepared: Prepared, cluster: TrainClusterConfig, tell: Tell) -> None:
+def train_on_cluster(prepared: Prepared, cluster: TrainClusterConfig, tell: Tell, *, can_grow: bool = True) -> None:
     """Train with Ray Train within a Ray session; ``tell`` hears in this process how it goes.
+
+    ``can_grow``: whether Ray may get more nodes than it has.
 
     A lost worker is replaced and training goes on from the last checkpoint, as it does when an elastic group grows or shrinks.
     Raises StopError kinds, StoreError.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    is_elastic, least = isinstance(cluster.workers, tuple), cluster.least_workers
+    is_elastic = isinstance(cluster.workers, tuple)
     read_themselves = is_elastic and not gpus  # the group takes every CPU, and read tasks would wait for one for ever
-    if not gpus and least + (not read_themselves) > cpus:
-        readers = "" if read_themselves else " and one to read chips"
-        raise ConfigError(
-            f"{least} workers want a CPU each{readers}, and Ray has {cpus}; take fewer workers, or add nodes"
-        )
+    waits = find_room(cluster, cpus=cpus, gpus=gpus, read_themselves=read_themselves, can_grow=can_grow)
+    if waits:
+        tell("warned", waits)
     if is_elastic:
         os.environ.setdefault(*_START_TIMEOUT)
     desk = ray.remote(_Desk).options(num_cpus=0, scheduling_strategy=_here()).remote()
@@ -107,6 +107,25 @@ def train_on_cluster(prepared: Prepared, cluster: TrainClusterConfig, tell: Tell
         raise StopError(
             f"training on Ray failed: {last_line(failure)}; the same command goes on from the last checkpoint"
         )
+
+
+def find_room(cluster: TrainClusterConfig, *, cpus: int, gpus: int, read_themselves: bool, can_grow: bool) -> str:
+    """What the workers will wait for in a Ray of so many CPUs and GPUs, as a sentence; "" when there is room for them.
+
+    A cluster that can grow adds nodes for workers that wait for GPUs. Raises ConfigError where they would wait for ever.
+    """
+    least = cluster.least_workers
+    if not gpus and least + (not read_themselves) > cpus:
+        readers = "" if read_themselves else " and one to read chips"
+        raise ConfigError(
+            f"{least} workers want a CPU each{readers}, and Ray has {cpus}; take fewer workers, or add nodes"
+        )
+    if not gpus or least <= gpus:
+        return ""
+    told = f"{least} workers want a GPU each, and Ray has {gpus}"
+    if not can_grow:
+        raise ConfigError(f"{told} on this machine; take fewer workers, or the address of a larger cluster")
+    return f"{told}: training begins when nodes with the others have come; take fewer workers if none are to come"
 
 
 def _here() -> NodeAffinitySchedulingStrategy:

@@ -101,7 +101,7 @@ class Evaluation:
             "sources": {source.name: self._of(self.counts_of(source.name)) for source in self.sources},
             "scenes": [self._of_scene(one) for one in self.scenes],
         }
-        return json.dumps(_plain(told), indent=1, allow_nan=False)
+        return json.dumps(store.redacted(_plain(told)), indent=1, allow_nan=False)
 
     def _of(self, counts: Counts) -> dict[str, Any]:
         scores = [asdict(one) for one in class_scores(counts)]
@@ -119,11 +119,9 @@ def _told(score: float) -> str:
 
 
 def _plain(told: Any) -> Any:
-    """The same as JSON can hold it: no NaN, and no secrets of URIs."""
+    """The same as JSON can hold it: no NaN."""
     if isinstance(told, dict):
         return {key: _plain(value) for key, value in told.items()}
     if isinstance(told, Sequence) and not isinstance(told, str):
         return [_plain(value) for value in told]
-    if isinstance(told, str):
-        return store.redact(told)
     return None if isinstance(told, float) and math.isnan(told) else told

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
-import geoseg.model
+from geoseg.config import SHIPPED_BUNDLES
 from geoseg.errors import AccessDeniedError, BundleError, SceneDeniedError, StopError
 from geoseg.model.bundle import DESCRIPTION_NAME, WEIGHTS_NAME, Bundle
 from geoseg.model.costs import Costs, count_costs
@@ -15,12 +14,10 @@ from geoseg.model.tiling import tiling
 from geoseg.predict.plan import RunSpec
 from geoseg.raster import store
 
-_SHIPPED = Path(geoseg.model.__file__).parent / "bundles"
-
 
 def shipped_bundles() -> list[str]:
     """Names of the bundles that come with geoseg."""
-    return sorted(path.name for path in _SHIPPED.iterdir() if (path / DESCRIPTION_NAME).exists())
+    return sorted(path.name for path in SHIPPED_BUNDLES.iterdir() if (path / DESCRIPTION_NAME).exists())
 
 
 def load_bundle(uri: str) -> Bundle:
@@ -28,7 +25,7 @@ def load_bundle(uri: str) -> Bundle:
 
     Raises BundleError, AccessDeniedError, StoreError.
     """
-    where = str(_SHIPPED / uri) if uri in shipped_bundles() else store.normalize_uri(uri)
+    where = str(SHIPPED_BUNDLES / uri) if uri in shipped_bundles() else store.normalize_uri(uri)
     try:
         files = tuple(store.head(store.join(where, name)) for name in (DESCRIPTION_NAME, WEIGHTS_NAME))
         return _load(files, store.redact(uri))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -158,16 +159,27 @@ def _items(
         if area is not None:
             bounds = source.bbox or shapely.bounds(area)
             parameters["bbox"] = ",".join(f"{value:.9g}" for value in bounds)
-        token = os.environ.get(source.token_env, "") if source.token_env else None
-        if token == "":
-            raise ConfigError(
-                f"{store.redact(source.api)}: the environment has no {source.token_env}, which token_env names"
-            )
-        for item in search(source.api, parameters, token=token):
+        for item in search(source.api, parameters, token=_token(source)):
             if isinstance(item, dict):
                 yield ListedItem(item, source.api)
             else:
                 remarks.append(f"{store.redact(source.api)}: gave {item!r:.80} for an item; left aside")
+
+
+def _token(source: SceneSource) -> str | None:
+    """The API's token from the environment, without white space around it. Raises ConfigError, which does not tell it."""
+    if not source.token_env:
+        return None
+    token = os.environ.get(source.token_env, "").strip()
+    api = store.redact(source.api or "")
+    if not token:
+        raise ConfigError(f"{api}: the environment has no {source.token_env}, which token_env names")
+    if not re.fullmatch("[!-~]+", token):
+        raise ConfigError(
+            f"{api}: {source.token_env}, which token_env names, is no token: wanted printable ASCII without spaces; put the "
+            "token alone into it, without the word Bearer"
+        )
+    return token
 
 
 def _area(source: SceneSource) -> Any:

@@ -373,7 +373,7 @@ def test_an_api_is_read_page_after_page(method: str, tmp_path: Path, monkeypatch
         found = item(name, "2026-11-02", collection="naip", hrefs={"image": f"https://web/imagery/{name}.tif"})
         return 200, {"type": "FeatureCollection", "features": [found], "links": [] if following else [link]}
 
-    monkeypatch.setenv("STAC_TOKEN", "opensesame")
+    monkeypatch.setenv("STAC_TOKEN", "opensesame\n")
     with served(answer) as (url, asked):
         listing = sources(
             root,
@@ -396,6 +396,16 @@ def test_an_api_is_read_page_after_page(method: str, tmp_path: Path, monkeypatch
         ["naip"],
     )
     assert [token for *_, token in asked] == ["Bearer opensesame"] * 3, "the first was answered with 503"
+
+
+@pytest.mark.parametrize("token", ["canary\nHost: x", "canary\u00e9", "Bearer canary", "canary\x07"])
+def test_a_token_that_is_none_is_refused_and_not_repeated(
+    token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAC_TOKEN", token)
+    with pytest.raises(ConfigError, match=r"STAC_TOKEN.*printable ASCII") as refusal:
+        sources(str(tmp_path), {"api": "https://api.invalid", "allow": ["s3://x"], "token_env": "STAC_TOKEN"})
+    assert "canary" not in str(refusal.value)
 
 
 def page(*items: dict[str, Any], **link: Any) -> dict[str, Any]:
