@@ -19,6 +19,7 @@ from geoseg.raster import store
 
 _HREFS = ("uri", "href", "location", "url")
 _LINKS = ("child", "item")
+_DOCUMENT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def links_of(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _try_to_load(uri: str) -> dict[str, Any] | CatalogError:
     try:
-        document = json.loads(store.read(uri))
+        document = json.loads(store.read_version(uri, max_bytes=_DOCUMENT_BYTES)[0])
     except SceneError as error:
         return CatalogError(f"the STAC document {error}")
     except (ValueError, RecursionError) as error:

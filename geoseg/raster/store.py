@@ -31,6 +31,7 @@ from geoseg.errors import (
     SceneChangedError,
     SceneDeniedError,
     SceneReadError,
+    SceneTooCostlyError,
     StoreError,
 )
 from geoseg.raster.buckets import (
@@ -301,18 +302,24 @@ def read(uri: str) -> bytes:
     return read_version(uri)[0]
 
 
-def read_version(uri: str) -> tuple[bytes, Version]:
+def read_version(uri: str, *, max_bytes: int | None = None) -> tuple[bytes, Version]:
     """All bytes of a (small) object and the version that has these bytes.
 
     Of S3 they are compared with the ETag, which is made of the MD5 of what was uploaded, in one piece or in parts of the usual
     sizes; where it is another sum (of other parts, or of what is encrypted with a key of KMS) two equal answers count. Raises
-    ObjectMissingError, ObjectNameError, AccessDeniedError, StoreError.
+    ObjectMissingError, ObjectNameError, AccessDeniedError, StoreError, and SceneTooCostlyError, before a byte is fetched, for
+    more than ``max_bytes``.
     """
     before: tuple[bytes, Version] | None = None
 
     def request(store: Any, key: str) -> tuple[bytes, Version]:
         nonlocal before
         answer = obstore.get(store, key)
+        size = int(answer.meta["size"])
+        if max_bytes is not None and size > max_bytes:
+            raise SceneTooCostlyError(
+                f"{redact(uri)}: has {size} bytes, more than the {max_bytes} that are read of such a file"
+            )
         found = bytes(answer.bytes()), _version(answer.meta)
         if not uri.startswith("s3://") or found == before or _is_sum(bare(found[1]), found[0]):
             return found

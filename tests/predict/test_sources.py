@@ -7,6 +7,7 @@ import io
 import json
 import re
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -181,6 +182,38 @@ def test_lists_name_scenes_in_each_format(root: str) -> None:
     )
     with pytest.raises(ConfigError, match=r"none.geojson: not a list of scenes: wanted .* uri, href, location, url"):
         sources(root, {"manifest": f"{root}/none.geojson"})
+
+
+def test_a_document_of_a_catalogue_is_not_as_large_as_images_are(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    put(f"{root}/cat/catalog.json", {"type": "Catalog", "links": links("image.tif", "a.json")})
+    put(f"{root}/cat/a.json", item("a", "2026-11-01"))
+    with Path(root, "cat/image.tif").open("wb") as image:
+        image.truncate((64 << 20) + 1)
+    listing = sources(root, {"catalog": f"{root}/cat/catalog.json"})
+    assert ids(listing) == ["a"]
+    (remark,) = listing.remarks
+    assert "image.tif: has 67108865 bytes, more than the 67108864 that are read of such a file" in remark
+    Path(root, "cat/image.tif").replace(f"{root}/cat/catalog.json")
+    with pytest.raises(ConfigError, match=r"catalog.json: has 67108865 bytes"):
+        sources(root, {"catalog": f"{root}/cat/catalog.json"})
+
+
+def test_the_pages_of_an_api_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A next link may carry a body of any size, and there may be many pages."""
+    size, pages = 1 << 20, iter(range(20, -1, -1))
+
+    def ask(_url: str, _body: Any, _token: Any) -> dict[str, Any]:
+        left = next(pages)
+        return page(href="?", method="POST", body={"token": "x" * size, "left": left}) if left else page()
+
+    monkeypatch.setattr(stac_api, "_ask", ask)
+    tracemalloc.start()
+    try:
+        assert list(stac_api.search("http://x", {})) == []
+        assert tracemalloc.get_traced_memory()[1] < 10 * size
+    finally:
+        tracemalloc.stop()
 
 
 @contextlib.contextmanager

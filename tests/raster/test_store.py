@@ -21,6 +21,7 @@ from geoseg.errors import (
     SceneChangedError,
     SceneDeniedError,
     SceneError,
+    SceneTooCostlyError,
     StoreError,
 )
 from geoseg.raster import store
@@ -96,6 +97,13 @@ def test_what_lies_past_the_end_is_not_there(root: str) -> None:
     store.write(f"{root}/x", b"0123")
     with pytest.raises(StoreError, match="asked for bytes 2 to 9, it has 4"):
         store.read_ranges(f"{root}/x", [(2, 9)])
+
+
+def test_what_is_larger_than_asked_for_is_not_fetched(root: str) -> None:
+    store.write(f"{root}/a", b"12345")
+    assert store.read_version(f"{root}/a", max_bytes=5)[0] == b"12345"
+    with pytest.raises(SceneTooCostlyError, match="a: has 5 bytes, more than the 4 that are read of such a file"):
+        store.read_version(f"{root}/a", max_bytes=4)
 
 
 def test_ranges_are_of_the_version_that_was_named(root: str) -> None:
