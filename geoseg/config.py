@@ -273,14 +273,15 @@ class StackConfig(Section):
 class SceneSource(Section):
     """Scenes that a list or a catalogue names, as ``[[source]]`` in a job file.
 
-    One of ``manifest`` (a GeoJSON, ItemCollection or (STAC) GeoParquet file), ``catalog`` (the catalog.json or collection.json of
-    a static STAC catalogue) and ``api`` (the root of a STAC API). Of the items those of ``collections`` count, at the time
-    ``datetime`` (``2026-11-01/..``, ``2026-11-01/2026-11-30``, ``last 3 days``), that touch ``bbox`` (west, south, east, north) or
-    the polygons of the GeoJSON file ``area``. ``assets``: keys of the assets to predict; without them an item's one GeoTIFF asset
-    with one of the ``roles``. ``allow``: prefixes where a catalogue's links may lead and assets may lie, beside the catalogue's own
-    folder. ``rewrite``: beginnings of addresses and what to put in their place, such as those of a web server before a bucket.
-    ``token_env``: name of the environment variable with the API's bearer token. ``checksums``: read each file whole first and
-    refuse a scene that is not what its item's ``file:checksum`` says, or whose item has none.
+    One of ``manifest`` (a GeoJSON, ItemCollection or (STAC) GeoParquet file), ``catalog`` (the catalog.json or collection.json
+    of a static STAC catalogue) and ``api`` (the root of a STAC API). Of the items those of ``collections`` count, at the time
+    ``datetime`` (``2026-11-01/..``, ``2026-11-01/2026-11-30``, ``last 3 days``), that touch ``bbox`` (west, south, east, north)
+    or the polygons of the GeoJSON file ``area``. ``assets``: keys of the assets to predict; without them an item's one GeoTIFF
+    asset with one of the ``roles``. ``allow``: prefixes where a catalogue's links may lead and assets may lie, beside the
+    catalogue's own folder; without it the assets of a manifest may lie anywhere. ``rewrite``: beginnings of addresses and what
+    to put in their place, such as those of a web server before a bucket. ``token_env``: name of the environment variable with
+    the API's bearer token. ``checksums``: read each file whole first and refuse a scene that is not what its item's
+    ``file:checksum`` says, or whose item has none.
     """
 
     manifest: str | None = None

@@ -76,6 +76,7 @@ def _scenes_of(source: SceneSource, now: datetime, remarks: list[str]) -> Iterat
     if source.catalog:
         allow.append(store.normalize_uri(source.catalog).rpartition("/")[0])
     without = off = 0
+    first_off = ""
     for listed in _items(source, interval, area, allow, remarks):
         try:
             if not _fits(listed.item, source, interval, area):
@@ -85,6 +86,7 @@ def _scenes_of(source: SceneSource, now: datetime, remarks: list[str]) -> Iterat
                 uri = _uri(asset, listed.base, source, allow)
                 if uri is None:
                     off += 1
+                    first_off = first_off or str(asset["href"])
                 else:
                     yield SceneRef(
                         slug(f"{listed.item['id']}-{key}" if len(source.assets) > 1 else str(listed.item["id"])),
@@ -104,7 +106,12 @@ def _scenes_of(source: SceneSource, now: datetime, remarks: list[str]) -> Iterat
             else f"GeoTIFF asset of the role {' or '.join(source.roles)}"
         )
         remarks.append(f"{told}: {without} items have no {wanted}; left aside")
-    if off:
+    if off and not allow:
+        remarks.append(
+            f"{told}: {off} of its addresses are none that geoseg reads, the first {store.redact(first_off)!r}; left aside; say "
+            "how they become URIs of a bucket, or paths, in the source's rewrite"
+        )
+    elif off:
         remarks.append(
             f"{told}: {off} assets lie outside {', '.join(map(store.redact, allow))} and were left aside; name where they may lie "
             "in the source's allow, and how web addresses become URIs of a bucket in its rewrite"
@@ -193,7 +200,7 @@ def _pick(item: dict[str, Any], source: SceneSource) -> list[tuple[str, dict[str
 def _uri(asset: dict[str, Any], base: str, source: SceneSource, allow: list[str]) -> str | None:
     """Where an asset lies: its href or one of its alternates that may be read; None when there is none.
 
-    The entries of a list that the job itself names may lie anywhere.
+    The entries of a list that the job itself names may lie anywhere, unless its ``allow`` says where.
     """
     for told in (asset, *(asset.get("alternate") or {}).values()):
         href = resolve(str(told["href"]), base)
@@ -204,6 +211,6 @@ def _uri(asset: dict[str, Any], base: str, source: SceneSource, allow: list[str]
             uri = store.normalize_uri(href)
         except ConfigError:
             continue
-        if source.manifest or lies_below(uri, allow):
+        if (source.manifest and not allow) or lies_below(uri, allow):
             return uri
     return None

@@ -216,6 +216,38 @@ def test_the_pages_of_an_api_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> No
         tracemalloc.stop()
 
 
+def put_list(uri: str, *hrefs: str) -> dict[str, Any]:
+    features = [{"type": "Feature", "properties": {"href": href}, "geometry": None} for href in hrefs]
+    put(uri, {"type": "FeatureCollection", "features": features})
+    return {"manifest": uri}
+
+
+def test_a_list_may_name_any_place_unless_allow_says_which(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    source = put_list(f"{root}/list.geojson", f"{root}/in/a.tif", "s3://bucket/b.tif", f"{root}/index/c.tif")
+    free = sources(root, source)
+    assert (ids(free), free.remarks) == (["a", "b", "c"], ())
+    kept = sources(root, {**source, "allow": [f"{root}/in", "s3://bucket/"]})
+    assert ids(kept) == ["a", "b"]
+    (remark,) = kept.remarks
+    assert f"1 assets lie outside {root}/in, s3://bucket and were left aside" in remark
+
+
+def test_addresses_of_a_list_that_are_not_read_are_told(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    source = put_list(
+        f"{root}/list.geojson", "https://u:pw@web/\x1b[2J/a.tif", "https://web/b.tif", "s3://bucket/c.tif"
+    )
+    listing = sources(root, source)
+    assert ids(listing) == ["c"]
+    (remark,) = listing.remarks
+    assert "2 of its addresses are none that geoseg reads, the first 'https://***@web/\\x1b[2J/a.tif'" in remark
+    assert "in the source's rewrite" in remark
+    assert "allow" not in remark
+    mended = sources(root, {**source, "rewrite": {"https://web/": "s3://bucket/"}})
+    assert ids(mended) == ["b", "c"]
+
+
 @contextlib.contextmanager
 def served(answer: Callable[[str, Any], tuple[int, Any]]) -> Iterator[tuple[str, list[Any]]]:
     """Serve what ``answer`` makes of a path and a body on loopback; yield the URL and what was asked."""
