@@ -68,6 +68,42 @@ def list_job(job: Job, out: str) -> Listing:
     return Listing(refs=sorted(refs, key=lambda ref: ref.uri), versions=versions, remarks=tuple(remarks))
 
 
+@dataclass(slots=True)
+class _LeftAside:
+    """How many items of a source have no place and no fitting asset, how many assets lie ``off``, and the first such address."""
+
+    nowhere: int = 0
+    without: int = 0
+    off: int = 0
+    first_off: str = ""
+
+    def remarks(self, source: SceneSource, allow: list[str]) -> Iterator[str]:
+        """A sentence for each kind that there was."""
+        told = store.redact(source.name)
+        if self.nowhere:
+            yield (
+                f"{told}: {self.nowhere} items have no geometry that can be read, so that none can tell whether they touch the "
+                f"{'bbox' if source.bbox else 'area'}; left aside"
+            )
+        if self.without:
+            wanted = (
+                f"asset {' or '.join(source.assets)}"
+                if source.assets
+                else f"GeoTIFF asset of the role {' or '.join(source.roles)}"
+            )
+            yield f"{told}: {self.without} items have no {wanted}; left aside"
+        if self.off and not allow:
+            yield (
+                f"{told}: {self.off} of its addresses are none that geoseg reads, the first {store.redact(self.first_off)!r}; left "
+                "aside; say how they become URIs of a bucket, or paths, in the source's rewrite"
+            )
+        elif self.off:
+            yield (
+                f"{told}: {self.off} assets lie outside {', '.join(map(store.redact, allow))} and were left aside; name where they "
+                "may lie in the source's allow, and how web addresses become URIs of a bucket in its rewrite"
+            )
+
+
 def _scenes_of(source: SceneSource, now: datetime, remarks: list[str]) -> Iterator[SceneRef]:
     """The scenes that a source names, at the times and places that it asks for."""
     interval = parse_interval(source.datetime, now=now) if source.datetime else None
@@ -75,54 +111,44 @@ def _scenes_of(source: SceneSource, now: datetime, remarks: list[str]) -> Iterat
     allow = [store.normalize_uri(prefix) for prefix in source.allow]
     if source.catalog:
         allow.append(store.normalize_uri(source.catalog).rpartition("/")[0])
-    without = off = 0
-    first_off = ""
+    left = _LeftAside()
     for listed in _items(source, interval, area, allow, remarks):
         try:
-            if not _fits(listed.item, source, interval, area):
+            if not _fits(listed.item, source, interval):
                 continue
-            picked = _pick(listed.item, source)
-            for key, asset in picked:
-                uri = _uri(asset, listed.base, source, allow)
-                if uri is None:
-                    off += 1
-                    first_off = first_off or str(asset["href"])
-                else:
-                    yield SceneRef(
-                        slug(f"{listed.item['id']}-{key}" if len(source.assets) > 1 else str(listed.item["id"])),
-                        uri,
-                        sums=(str(asset.get("file:checksum") or MISSING),) if source.checksums else (),
-                    )
-            without += not picked
+            touches = area is None or _touches(listed.item, area)
+            left.nowhere += touches is None
+            if touches:
+                yield from _refs(listed, source, allow, left)
         except _NOT_STAC as error:
             remarks.append(
                 f"{store.redact(listed.base)}: item {listed.item.get('id')!r} is not valid STAC: {error!r}; left aside"
             )
-    told = store.redact(source.name)
-    if without:
-        wanted = (
-            f"asset {' or '.join(source.assets)}"
-            if source.assets
-            else f"GeoTIFF asset of the role {' or '.join(source.roles)}"
-        )
-        remarks.append(f"{told}: {without} items have no {wanted}; left aside")
-    if off and not allow:
-        remarks.append(
-            f"{told}: {off} of its addresses are none that geoseg reads, the first {store.redact(first_off)!r}; left aside; say "
-            "how they become URIs of a bucket, or paths, in the source's rewrite"
-        )
-    elif off:
-        remarks.append(
-            f"{told}: {off} assets lie outside {', '.join(map(store.redact, allow))} and were left aside; name where they may lie "
-            "in the source's allow, and how web addresses become URIs of a bucket in its rewrite"
-        )
+    remarks.extend(left.remarks(source, allow))
+
+
+def _refs(listed: ListedItem, source: SceneSource, allow: list[str], left: _LeftAside) -> Iterator[SceneRef]:
+    """The scenes of one item; counts in ``left`` what is none."""
+    picked = _pick(listed.item, source)
+    left.without += not picked
+    for key, asset in picked:
+        uri = _uri(asset, listed.base, source, allow)
+        if uri is None:
+            left.off += 1
+            left.first_off = left.first_off or str(asset["href"])
+        else:
+            yield SceneRef(
+                slug(f"{listed.item['id']}-{key}" if len(source.assets) > 1 else str(listed.item["id"])),
+                uri,
+                sums=(str(asset.get("file:checksum") or MISSING),) if source.checksums else (),
+            )
 
 
 def _items(
     source: SceneSource, interval: Interval | None, area: Any, allow: list[str], remarks: list[str]
 ) -> Iterator[ListedItem]:
     if source.manifest:
-        yield from read_list(source.manifest)
+        yield from read_list(source.manifest, placed=area is not None)
     elif source.catalog:
         yield from walk_catalog(source.catalog, allow, remarks)
     elif source.api:
@@ -160,7 +186,7 @@ def _area(source: SceneSource) -> Any:
     return shape(transform_geom(area.crs, _WGS84, mapping(area.geometry)))
 
 
-def _fits(item: dict[str, Any], source: SceneSource, interval: Interval | None, area: Any) -> bool:
+def _fits(item: dict[str, Any], source: SceneSource, interval: Interval | None) -> bool:
     if source.collections and item.get("collection") not in source.collections:
         return False
     if interval is not None:
@@ -169,14 +195,19 @@ def _fits(item: dict[str, Any], source: SceneSource, interval: Interval | None, 
         start, end = properties.get("start_datetime") or at, properties.get("end_datetime") or at
         if not start or not end or not interval.overlaps(moment(start), moment(end)):
             return False
-    if area is None:
-        return True
-    if item.get("geometry"):
-        return bool(shape(item["geometry"]).intersects(area))
+    return True
+
+
+def _touches(item: dict[str, Any], area: Any) -> bool | None:
+    """Whether an item's geometry, or its bbox where it has none, touches the area; None where it has neither."""
     bounds = item.get("bbox")
-    if not bounds:
-        return False
-    return bool(box(*(bounds if len(bounds) == 4 else (*bounds[:2], *bounds[3:5]))).intersects(area))
+    if item.get("geometry"):
+        place = shape(item["geometry"])
+    elif bounds:
+        place = box(*(bounds if len(bounds) == 4 else (*bounds[:2], *bounds[3:5])))
+    else:
+        return None
+    return None if place.is_empty else bool(place.intersects(area))
 
 
 def _pick(item: dict[str, Any], source: SceneSource) -> list[tuple[str, dict[str, Any]]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform_geom
 from shapely.geometry import mapping
 
 from geoseg.errors import ConfigError, SceneError
@@ -20,6 +26,10 @@ from geoseg.raster import store
 _HREFS = ("uri", "href", "location", "url")
 _LINKS = ("child", "item")
 _DOCUMENT_BYTES = 64 << 20
+_LON_LAT_NAME = "OGC:CRS84"
+_LON_LAT = CRS.from_epsg(4326)  # rasterio has the longitude first
+_ALSO_LON_LAT = (_LON_LAT, CRS.from_user_input(_LON_LAT_NAME))
+_CODE = re.compile(r"(?:urn:(?:x-)?ogc:def:crs:)?(?:EPSG|ESRI|IAU_2015|IGNF|OGC):[\w.]*:?\w+", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +108,25 @@ class CatalogError(SceneError):
     """A document of a catalogue that cannot be read; the others go on."""
 
 
-def read_list(uri: str) -> Iterator[ListedItem]:
+def read_list(uri: str, *, placed: bool) -> Iterator[ListedItem]:
     """The items of a GeoJSON FeatureCollection, an ItemCollection, or a (STAC) GeoParquet file.
 
     A feature or row that is no STAC item names its image in ``uri``, ``href``, ``location`` or ``url``, and may have an
-    ``id``, a ``datetime`` and a geometry. Raises ConfigError, AccessDeniedError, StoreError.
+    ``id``, a ``datetime`` and a geometry. ``placed``: geometries come in longitude and latitude, and are None where they
+    cannot be brought there; else they stay in the CRS of the list, whatever it is. Raises ConfigError, AccessDeniedError,
+    StoreError.
     """
     where = store.normalize_uri(uri)
     try:
         body = store.read(where)
         if where.lower().endswith((".parquet", ".geoparquet")):
-            items = [_from_row(row) for row in pq.read_table(io.BytesIO(body)).to_pylist()]
+            table = pq.read_table(io.BytesIO(body))
+            geometries, named = _geometries_of(table.schema.metadata or {})
+            items = [_from_row(row, geometries) for row in table.to_pylist()]
         else:
-            items = [_from_feature(feature) for feature in json.loads(body)["features"]]
+            document = json.loads(body)
+            named = _named_crs(document)
+            items = [_from_feature(feature) for feature in document["features"]]
     except store.ObjectMissingError as error:
         raise ConfigError(f"the list of scenes {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, shapely.errors.ShapelyError) as error:
@@ -118,8 +134,46 @@ def read_list(uri: str) -> Iterator[ListedItem]:
             f"{store.redact(where)}: not a list of scenes: wanted a FeatureCollection or a table whose entries are STAC items or "
             f"have one of {', '.join(_HREFS)}, got {error!r}"
         ) from error
+    crs = _crs(where, named) if placed else _LON_LAT
     for item in items:
-        yield ListedItem(item, where)
+        moved = {} if crs == _LON_LAT else {"geometry": _in_lon_lat(item.get("geometry"), crs), "bbox": None}
+        yield ListedItem(item | moved, where)
+
+
+def _geometries_of(metadata: dict[bytes, bytes]) -> tuple[str, Any]:
+    """The column of a GeoParquet file's geometries, and its CRS: text or PROJJSON, None where the file says that it has none."""
+    geo = json.loads(metadata.get(b"geo", b"{}"))
+    column = str(geo.get("primary_column", "geometry"))
+    return column, geo.get("columns", {}).get(column, {}).get("crs", _LON_LAT_NAME)
+
+
+def _named_crs(document: dict[str, Any]) -> Any:
+    """The CRS of a GeoJSON file, which before RFC 7946 could have one by name; what it says of it in another way as it stands."""
+    crs: Any = document.get("crs") or _LON_LAT_NAME
+    try:
+        return crs["properties"]["name"]
+    except (KeyError, TypeError):
+        return crs
+
+
+def _crs(where: str, named: Any) -> CRS:
+    """The CRS that a list names, by a code or as PROJJSON; no other text, in which PROJ could be told to read files."""
+    by_code = isinstance(named, str) and _CODE.fullmatch(named)
+    if by_code or (isinstance(named, dict) and named.get("type") in ("GeographicCRS", "ProjectedCRS")):
+        with contextlib.suppress(CRSError):
+            crs = CRS.from_user_input(named if by_code else json.dumps(named))
+            return _LON_LAT if crs in _ALSO_LON_LAT else crs
+    raise ConfigError(
+        f"{store.redact(where)}: wanted geometries in a geographic or projected CRS, to tell which touch the source's bbox or "
+        f"area, got the CRS {named!r:.80}; write it again in longitude and latitude"
+    )
+
+
+def _in_lon_lat(geometry: Any, crs: CRS) -> Any:
+    try:
+        return transform_geom(crs, _LON_LAT, geometry) if geometry else None
+    except (RasterioError, CPLE_BaseError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _from_feature(feature: dict[str, Any]) -> dict[str, Any]:
@@ -129,9 +183,10 @@ def _from_feature(feature: dict[str, Any]) -> dict[str, Any]:
     return _plain_item({"id": feature.get("id"), **properties}, feature.get("geometry"))
 
 
-def _from_row(row: dict[str, Any]) -> dict[str, Any]:
-    geometry = row.get("geometry")
-    shape = mapping(shapely.from_wkb(geometry)) if isinstance(geometry, bytes) else None
+def _from_row(row: dict[str, Any], geometries: str) -> dict[str, Any]:
+    wkb = row.get(geometries)
+    geometry = shapely.from_wkb(wkb, on_invalid="ignore") if isinstance(wkb, bytes) else None
+    shape = mapping(geometry) if geometry is not None else None
     if not isinstance(row.get("assets"), dict):
         return _plain_item(row, shape)
     times = {key: _text(row.get(key)) for key in ("datetime", "start_datetime", "end_datetime")}

@@ -18,8 +18,10 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import shapely
 from kit.scenes import noise, tiny_bundle, write_scene
+from shapely.geometry import mapping
 
 from geoseg.config import load_job
 from geoseg.errors import AccessDeniedError, ConfigError, StoreError
@@ -214,6 +216,77 @@ def test_the_pages_of_an_api_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> No
         assert tracemalloc.get_traced_memory()[1] < 10 * size
     finally:
         tracemalloc.stop()
+
+
+UTM_33 = rasterio.crs.CRS.from_epsg(32633)
+IN_ZONE_33 = {"in": shapely.box(500_000, 5_300_000, 500_400, 5_300_400), "out": shapely.box(700_000, 0, 700_400, 400)}
+
+
+def table_of(shapes: dict[str, Any], name: str = "geometry", **geo: Any) -> bytes:
+    """A GeoParquet file of images ``s3://x/<id>.tif`` by their footprints, WKB or what is to be none."""
+    wkb = [one if isinstance(one, bytes) or one is None else shapely.to_wkb(one) for one in shapes.values()]
+    table = pa.table({"id": list(shapes), "uri": [f"s3://x/{one}.tif" for one in shapes], name: wkb})
+    told = {"version": "1.1.0", "primary_column": name, "columns": {name: {"encoding": "WKB", **geo}}}
+    body = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"geo": json.dumps(told)}), body)
+    return body.getvalue()
+
+
+def features_of(shapes: dict[str, Any], **more: Any) -> bytes:
+    """The same as GeoJSON."""
+    features = [
+        {"type": "Feature", "id": name, "properties": {"uri": f"s3://x/{name}.tif"}, "geometry": one and mapping(one)}
+        for name, one in shapes.items()
+    ]
+    return json.dumps({"type": "FeatureCollection", "features": features, **more}).encode()
+
+
+def crs_named(name: str) -> dict[str, Any]:
+    return {"crs": {"type": "name", "properties": {"name": name}}}
+
+
+LISTS = {
+    "UTM.parquet": table_of(IN_ZONE_33, crs=UTM_33.to_dict(projjson=True)),
+    "geom.parquet": table_of(IN_ZONE_33, "geom", crs=UTM_33.to_dict(projjson=True)),
+    "UTM.geojson": features_of(IN_ZONE_33, **crs_named("urn:ogc:def:crs:EPSG::32633")),
+    "short.geojson": features_of(IN_ZONE_33, **crs_named("EPSG:32633")),
+    "null.parquet": table_of(IN_ZONE_33, crs=None),
+    "unknown.parquet": table_of(IN_ZONE_33, crs={"type": "ProjectedCRS"}),
+    "unknown.geojson": features_of(IN_ZONE_33, **crs_named("/etc/passwd")),
+    "linked.geojson": features_of(IN_ZONE_33, crs={"type": "link", "properties": {"href": "http://x/crs"}}),
+}
+
+
+def list_at(root: str, name: str, **asked: Any) -> Listing:
+    store.write(f"{root}/{name}", LISTS[name])
+    return sources(root, {"manifest": f"{root}/{name}", **asked})
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_crs_of_a_list_counts_where_a_place_is_asked_for(name: str, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert ids(list_at(root, name)) == ["in", "out"]
+    near = {"bbox": [15.001, 47.84, 15.002, 47.86]}
+    if "UTM" in name or name in ("geom.parquet", "short.geojson"):
+        listing = list_at(root, name, **near)
+        assert (ids(listing), listing.remarks) == (["in"], ())
+    else:
+        with pytest.raises(ConfigError, match=rf"{name}: .*CRS.*; write it again in longitude and latitude"):
+            list_at(root, name, **near)
+
+
+@pytest.mark.parametrize("crs", [{}, {"crs": UTM_33.to_dict(projjson=True)}], ids=["degrees", "UTM"])
+def test_entries_without_a_place_are_told_where_one_is_asked_for(crs: dict[str, Any], tmp_path: Path) -> None:
+    root = str(tmp_path)
+    inside = IN_ZONE_33["in"] if crs else shapely.box(10, 50, 11, 51)
+    shapes = {"a": inside, "b": None, "c": b"no WKB", "d": shapely.Polygon(), "e": shapely.Point(1e300, 1e300)}
+    store.write(f"{root}/list.parquet", table_of(shapes, **crs))
+    source = {"manifest": f"{root}/list.parquet"}
+    assert ids(sources(root, source)) == list("abcde")
+    listing = sources(root, {**source, "bbox": [5, 45, 20, 55]})
+    assert ids(listing) == ["a"]
+    (remark,) = listing.remarks
+    assert f"{4 if crs else 3} items have no geometry that can be read" in remark
 
 
 def put_list(uri: str, *hrefs: str) -> dict[str, Any]:
