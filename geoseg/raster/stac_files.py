@@ -90,7 +90,7 @@ def links_of(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _try_to_load(uri: str) -> dict[str, Any] | CatalogError:
     try:
-        document = json.loads(store.read(uri, max_bytes=_DOCUMENT_BYTES))
+        document = json.loads(store.read_version(uri, max_bytes=_DOCUMENT_BYTES)[0])
     except SceneError as error:
         return CatalogError(f"the STAC document {error}")
     except (ValueError, RecursionError) as error:

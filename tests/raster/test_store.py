@@ -101,9 +101,9 @@ def test_what_lies_past_the_end_is_not_there(root: str) -> None:
 
 def test_what_is_larger_than_asked_for_is_not_fetched(root: str) -> None:
     store.write(f"{root}/a", b"12345")
-    assert store.read(f"{root}/a", max_bytes=5) == b"12345"
+    assert store.read_version(f"{root}/a", max_bytes=5)[0] == b"12345"
     with pytest.raises(SceneTooCostlyError, match="a: has 5 bytes, more than the 4 that are read of such a file"):
-        store.read(f"{root}/a", max_bytes=4)
+        store.read_version(f"{root}/a", max_bytes=4)
 
 
 def test_ranges_are_of_the_version_that_was_named(root: str) -> None:
@@ -375,11 +375,10 @@ def test_secrets_in_keys_are_not_shown() -> None:
     assert store.redacted(told) == {"rewrite": {"https://***@host/": "s3://b/"}, "n": [1, {"x?sig=***": None}]}
 
 
+@pytest.mark.timeout(60)  # linear, each takes a second at most; by the square of the length it would be hours
 @pytest.mark.parametrize("word", ["token", "-token", "'token", "://u@", "Bearer ", "authorization: a ", "key=", "sig-"])
 def test_long_words_take_no_longer_than_short_ones(word: str) -> None:
-    began = time.process_time()
-    store.redact(word * 20_000)
-    assert time.process_time() - began < 2.0
+    assert store.redact(word * 200_000)
 
 
 READS = [store.head, store.exists, lambda uri: store.read_ranges(uri, [(0, 1)])]
