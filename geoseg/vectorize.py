@@ -374,6 +374,11 @@ def _by_lattice(
             mine = [by_mask[id(found[0])] for _, found in members if id(found[0]) in masks]
             told = hashlib.sha256(repr((classes, lattice_name(sheets[0].grid))).encode()).hexdigest()[:8]
             groups.append((crs, told, mine, sheets))
+    alike = Counter((crs, told) for crs, told, *_ in groups)  # lattices whose short names are the same
+    for place, (crs, told, mine, sheets) in enumerate(groups):
+        if alike[crs, told] > 1:
+            first = hashlib.sha256(min(source.scene_id for source in mine).encode()).hexdigest()[:8]
+            groups[place] = (crs, f"{told}-{first}", mine, sheets)
     several = Counter(crs for crs, *_ in groups)
     named = [(crs if several[crs] == 1 else f"{crs}-{told}", mine, sheets) for crs, told, mine, sheets in groups]
     return sorted(named, key=lambda one: one[0])

@@ -15,9 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import rasterio
 import shapely
+from kit.oracle import seeded_bundle
 from kit.published import predicted
+from kit.scenes import noise, write_scene
 from rasterio.features import rasterize
 
+import geoseg
 from geoseg.config import VectorsConfig, load_job
 from geoseg.errors import ConfigError, NothingReadableError
 from geoseg.nightly import run_nightly
@@ -172,6 +175,18 @@ def test_scenes_side_by_side_are_joined(out):
     assert ((lines.bounds.minx < border - 1) & (lines.bounds.maxx > border + 1)).any()
     verified = verify_output(out)
     assert not verified.faults
+
+
+def test_lattices_that_nearly_lie_on_each_other_have_folders_of_their_own(tmp_path):
+    bundle = seeded_bundle(tmp_path / "bundle")
+    for name, phase in (("a", 0.20), ("b", 0.23)):
+        transform = rasterio.Affine(0.6, 0, 0.6 * (800_000 + phase), 0, -0.6, 5_300_000.0)
+        write_scene(tmp_path / "in" / f"{name}.tif", noise(3, 60, 70, seed=ord(name)), transform=transform)
+    geoseg.predict(f"{tmp_path}/in", f"{tmp_path}/out", bundle=str(bundle), engine="local")
+    for status in ("made", "unchanged"):
+        traced = vectorize(f"{tmp_path}/out", join=True).traced
+        assert [one.status for one in traced] == [status] * 2
+        assert len({one.item for one in traced}) == 2
 
 
 def test_what_stands_is_left_alone_and_a_new_setting_makes_it_anew(out):
