@@ -19,7 +19,9 @@ from cronsim import CronSim, CronSimError
 from geoseg.errors import ConfigError
 from geoseg.jobfile import JobFile
 
-_FOUND_IN_ALL = re.compile(r"[0-9A-Za-z*/,-]+")  # what Kubernetes, cron and Airflow all take; cronsim alone takes more
+# What Kubernetes, cron and Airflow all take; cronsim alone takes more, such as L for the last day.
+_FOUND_IN_ALL = re.compile(r"(?:\*|\d+|[A-Za-z]{3})(?:[-/,](?:\*|\d+|[A-Za-z]{3}))*")
+_HIDDEN = ("/home", "/root", "/run/user")  # from a unit with ProtectHome=yes
 _CONFIG_MAP_BYTES = 1 << 20
 _EXAMPLE_CRON, _EXAMPLE_TIMEZONE, _EXAMPLE_COMMAND = "0 2 * * *", "Etc/UTC", "geoseg nightly /etc/geoseg/nightly.toml"
 _BEFORE_IT = (
@@ -150,9 +152,25 @@ def kubernetes(night: Night) -> str:
 
 
 def systemd(night: Night) -> str:
-    """A service and its timer, one after the other, each headed by the path it belongs to."""
+    """A service and its timer, one after the other, each headed by the path it belongs to.
+
+    Raises ConfigError for a program or a job file where the unit cannot see it.
+    """
     command = night.command.replace("%", "%%").replace("$", "$$")
-    service = _filled("geoseg-nightly.service", {f"ExecStart={_EXAMPLE_COMMAND}": f"ExecStart={command}"})
+    for told, path in (("the program", night.program), ("the job file", str(night.path))):
+        if any(Path(path).is_relative_to(hidden) for hidden in _HIDDEN):
+            raise ConfigError(
+                f"--as systemd: {told} is {path}, and the unit sees no home (ProtectHome=yes); put it elsewhere, such as below "
+                "/opt or /etc/geoseg"
+            )
+    out = str(night.job.values.get("out", ""))
+    filled = {f"ExecStart={_EXAMPLE_COMMAND}": f"ExecStart={command}"}
+    if out.startswith("/") and night.address is None:
+        path = out.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+        filled["PrivateTmp=yes\n"] = (
+            f'PrivateTmp=yes\n# It must be there when the unit starts.\nReadWritePaths="{path}"\n'
+        )
+    service = _filled("geoseg-nightly.service", filled)
     timer = _filled(
         "geoseg-nightly.timer",
         {

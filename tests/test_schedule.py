@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import shutil
 import subprocess
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def test_systemd_gets_a_service_and_a_timer(tmp_path: Path) -> None:
     assert "geoseg-nightly" not in done.stderr, done.stderr
 
 
+def test_a_unit_may_write_where_the_job_does_and_sees_no_home(tmp_path: Path) -> None:
+    on_disk = f'scenes = ["{tmp_path}/in/"]\nout = "/data/my masks 5%"\n'
+    printed = SCHEDULERS["systemd"](night(tmp_path, text=on_disk))
+    assert 'ReadWritePaths="/data/my masks 5%%"\n' in printed
+    assert "ReadWritePaths" not in SCHEDULERS["systemd"](night(tmp_path))
+    with pytest.raises(ConfigError, match=r"the program is /home/anna/\.venv/bin/geoseg, and the unit sees no home"):
+        SCHEDULERS["systemd"](night(tmp_path, program="/home/anna/.venv/bin/geoseg"))
+    with pytest.raises(ConfigError, match=r"the job file is /root/a job\.toml"):
+        SCHEDULERS["systemd"](replace(night(tmp_path), path=Path("/root/a job.toml")))
+
+
 @pytest.mark.parametrize(
     ("cron", "calendar"),
     [
@@ -131,8 +143,12 @@ def test_crontab_and_airflow_get_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cron", ["", "0 2 * *", "61 2 * * *", "0 2 * * * *", "@daily", "0 2 31 2 *", "0 2 * * L", "0 2 * * MON#1"]
-)
+    "cron",
+    [
+        "", "0 2 * *", "61 2 * * *", "0 2 * * * *", "@daily", "0 2 31 2 *", "0 2 * * L", "0 2 * * MON#1", "0 2 * * 5L", "0 2 L * *",
+        "0 2 LW * *", "0 2 * * MONDAY",
+    ],
+)  # fmt: skip
 def test_a_time_that_not_all_schedulers_take_is_refused(cron: str) -> None:
     with pytest.raises(ConfigError, match="--cron"):
         When(cron, "Etc/UTC")
