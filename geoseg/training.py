@@ -468,7 +468,8 @@ def example_chips(prepared: Prepared, bundle: Bundle, *, device: str) -> list[Ex
     good = [(scene, table) for scene, table in zip(scenes, tables, strict=True) if isinstance(table, CellTable)]
     scenes = tuple(scene for scene, _ in good)
     sampler = Sampler(scenes, [table for _, table in good], [1.0] * len(plan.weights), seed=plan.seed)
-    reader = ChipReader(scenes, dtype=plan.chip_dtype, value_range=plan.description.value_range)
+    chip_dtype = "float32" if any(scene.scale is not None for scene in scenes) else plan.chip_dtype
+    reader = ChipReader(scenes, dtype=chip_dtype, value_range=plan.description.value_range)
     margin = predictor.network.margin if predictor.tiling is None else 0  # a chip would be lost in a tile
     logits_of = predictor.core_logits if predictor.tiling is None else predictor.chip_logits
     num_bands = len(plan.description.bands)

@@ -265,6 +265,10 @@ def test_a_scene_of_nothing_has_no_scores(town: Town, tmp_path: Path) -> None:
         ),
         ({"predict": {"probabilities": True}}, "no effect on an evaluation"),
         ({"predict": {"uncertainty": "margin"}}, "no effect on an evaluation"),
+        (
+            {"predict": {"coarse": 4, "max_seam_score": 2}},
+            "predict's coarse and max_seam_score have no effect on an evaluation",
+        ),
         ({"predict": {"bands": [1, 2]}}, "must name 3 bands"),
         ({"source_name": 1}, "there is no setting 'source_name'; did you mean 'source'"),
     ],

@@ -24,7 +24,7 @@ from geoseg.predict.bundles import load_bundle
 from geoseg.raster import store
 from geoseg.run_training import run_training
 from geoseg.train.job import TrainJob
-from geoseg.training import Prepared, keep_tables_in_threads, prepare
+from geoseg.training import Prepared, example_chips, keep_tables_in_threads, prepare
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,24 @@ def change_source(folder: Path, out: Path, **more: Any) -> TrainJob:
 
 def labels(**more: Any) -> list[dict[str, Any]]:
     return [{**LABELS, **more}]
+
+
+def test_examples_of_scaled_imagery_show_it_as_the_network_sees_it(folder: Path, tmp_path: Path) -> None:
+    """The scenes to train on are of bytes, those to validate on are not."""
+    for name in ("v.tif", "v_classes.tif"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with rasterio.open(folder / "v.tif") as dataset:
+        pixels, transform = dataset.read(), dataset.transform
+    write_scene(tmp_path / "v.tif", pixels.astype(np.uint16) * 8 + 60, transform=transform, photometric="rgb")
+    sources = values(folder, tmp_path / "out")["source"]
+    sources[1] |= {"scenes": [f"{tmp_path}/v.tif"], "scale": [0, 1020]}  # half of it is brighter than white
+    job = training(folder, tmp_path / "out", source=sources)
+    prepared = ready(job)
+    assert prepared.plan.chip_dtype == "uint8"
+    run_training(job, warn=lambda _: None, quiet=True)
+    bundle = load_bundle(str(tmp_path / "out" / "bundle"))
+    shown = np.stack([one.image_khw for one in example_chips(prepared, bundle, device="cpu")])
+    assert shown.max() > 255, "what is brighter than white stays so"
 
 
 @pytest.mark.parametrize(

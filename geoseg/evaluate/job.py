@@ -50,8 +50,13 @@ class EvaluationJob(Section):
         names = [source.name for source in self.source]
         if len(set(names)) < len(names):
             raise ValueError(f"sources need names of their own, got {', '.join(names)}")
-        if self.predict.probabilities or self.predict.uncertainty or self.predict.batch:
-            raise ValueError("probabilities, uncertainty and batch have no effect on an evaluation; leave them out")
+        idle = [
+            name
+            for name in ("probabilities", "uncertainty", "batch", "coarse", "max_seam_score")
+            if getattr(self.predict, name)
+        ]
+        if idle:
+            raise ValueError(f"predict's {' and '.join(idle)} have no effect on an evaluation; leave them out")
         return self
 
 

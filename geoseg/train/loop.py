@@ -302,7 +302,7 @@ class Trainer:
         }
 
     def _look(self, stage: Stage) -> bool:
-        """Evaluate, keep the best; whether the stage's score stands still."""
+        """Evaluate, keep the best, or the last while no score is known; whether the stage's score stands still."""
         bundle = self._bundle(stage)
         if self._evaluate is None:
             return False
@@ -311,11 +311,12 @@ class Trainer:
         position = self._position
         score = scores["score"]
         gain = stage.plateau.gain if stage.plateau else 0.0
-        better = position.best is None or score > position.best + gain
-        is_best = position.best is None or score > position.best
-        self._position = replace(
-            position, best=score if is_best else position.best, worse=0 if better else position.worse + 1
-        )
+        is_known = math.isfinite(score)  # there is none where neither labels nor masks have a class
+        better = is_known and (position.best is None or score > position.best + gain)
+        is_best = position.best is None or (is_known and score > position.best)
+        if is_known:
+            best = score if is_best else position.best
+            self._position = replace(position, best=best, worse=0 if better else position.worse + 1)
         if self._group.rank == 0:
             took = {"evaluation_s": time.perf_counter() - started}
             self._observer.evaluated({"kind": "validate", **self._where(stage), **took, **scores})

@@ -215,6 +215,26 @@ def test_a_stage_ends_when_its_score_stands_still(
     assert largest_difference(weights(out, "stage-1/best"), weights(out, "stage-1/last")) > 0
 
 
+def test_where_no_score_is_known_the_last_is_the_best(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the scenes to validate on have no object, and the network finds none."""
+    scores = iter(())
+    monkeypatch.setattr("geoseg.training.Validation.scores", lambda *_: {"score": next(scores)})
+    stage = {"chip": 32, "batch": 4, "learning_rate": 0.01, "schedule": "constant", "evaluate_every": 2}
+    best = []
+    for steps in (4, 6, 10):
+        scores = iter([float("nan"), float("nan"), 0.3, float("nan"), 0.1])
+        out = train(
+            training(folder, tmp_path / str(steps), stage=[{**stage, "steps": steps, "plateau": {"patience": 2}}])
+        )
+        best.append(weights(out, "stage-1/best"))
+        if steps < 10:
+            assert largest_difference(best[-1], weights(out, "stage-1/last")) == 0
+    assert largest_difference(best[1], best[0]) > 0
+    assert largest_difference(best[2], best[1]) == 0, "one that is known stays until a better one is"
+
+
 def test_validation_scenes_are_planned_once_for_each_resolution(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
