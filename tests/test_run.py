@@ -8,13 +8,15 @@ from pathlib import Path
 
 import boto3
 import pytest
+from affine import Affine
 from kit.scenes import noise, tiny_bundle, write_scene
 
 import geoseg
+from geoseg.config import load_job
 from geoseg.errors import StopError
 from geoseg.predict.verify import verify_output
 from geoseg.raster import store
-from geoseg.run import RunReport
+from geoseg.run import RunReport, check_job
 
 ODD_NAME = "a b#c?d%20é[1].tif"
 
@@ -110,3 +112,17 @@ def test_a_key_that_cannot_be_addressed_is_refused_and_the_others_go_on(bucket: 
     assert [one.status for one in report.scenes] == ["refused", "published"]
     assert f"'s3://{bucket}/in/a//b.tif': a name with an empty part" in report.scenes[0].sentence
     assert report.exit_code == 1
+
+
+def test_check_tells_of_pixels_that_are_not_square_on_the_ground(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle")
+    told = {}
+    for name, across in (("square", 1.08e-5), ("squeezed", 5.4e-6)):
+        transform = Affine(across, 0, 10.0, 0, -5.4e-6, 60.0)
+        uri = write_scene(tmp_path / f"{name}.tif", noise(3, 40, 53), crs="EPSG:4326", transform=transform)
+        (checked,) = check_job(
+            load_job(None, {"scenes": [str(uri)], "out": str(tmp_path / "out"), "bundle": str(bundle)})
+        )
+        told[name] = checked.text
+    assert "px of 0.6021 m on the ground, EPSG:4326" in told["square"]
+    assert "px of 0.301 x 0.602 m on the ground (not square" in told["squeezed"]

@@ -8,7 +8,10 @@ from geoseg.predict.failure import Failure, attempt
 from geoseg.predict.plan import RunSpec, plan_scene
 from geoseg.raster import store
 from geoseg.raster.geotiff import describe, printable
+from geoseg.raster.grid import Grid
 from geoseg.raster.scene import Scene, SceneRef
+
+_SQUEEZED = 1.25  # longer one way than the other by so much
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,14 @@ def _seen(scene: Scene) -> str:
         valid.append(f"nodata {', '.join(dict.fromkeys(f'{value:g}' for value in scene.nodata if value is not None))}")
     blocks = f"blocks of {scene.block_shape[1]} x {scene.block_shape[0]}"
     return (
-        f"  {grid.width} x {grid.height} px of {grid.resolution_m:.4g} m on the ground, {crs}; {len(scene.bands)} band(s) of "
+        f"  {grid.width} x {grid.height} px of {_pixel_size(grid)}, {crs}; {len(scene.bands)} band(s) of "
         f"{scene.dtype} ({', '.join(scene.bands)}); {blocks}, {len(scene.levels) - 1} overviews; valid by "
         f"{', '.join(valid) or 'default: every pixel'}"
     )
+
+
+def _pixel_size(grid: Grid) -> str:
+    across, down = grid.pixel_size_m
+    if max(across, down) < _SQUEEZED * min(across, down):
+        return f"{grid.resolution_m:.4g} m on the ground"
+    return f"{across:.3g} x {down:.3g} m on the ground (not square, so the network sees the scene squeezed; better reproject it)"
