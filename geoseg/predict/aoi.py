@@ -44,7 +44,7 @@ class AreaFile:
 
 
 def find_area(uri: str) -> AreaFile:
-    """The file as it is now. Raises ConfigError when it is missing or holds no polygon."""
+    """The file as it is now. Raises ConfigError when it is missing or holds no polygon that has a place."""
     try:
         data = store.read(store.normalize_uri(uri))
     except store.ObjectMissingError as error:
@@ -69,7 +69,10 @@ def load_area(file: AreaFile) -> AreaOfInterest:
 
 
 class AreaOfInterest:
-    """Polygons in the CRS of their file (WGS 84 unless the file's ``crs`` member says otherwise)."""
+    """Polygons in the CRS of their file (WGS 84 unless the file's ``crs`` member says otherwise).
+
+    Raises ConfigError when there are none, or one has coordinates that are none in that CRS.
+    """
 
     def __init__(self, uri: str, data: bytes) -> None:
         self.uri = uri
@@ -82,6 +85,15 @@ class AreaOfInterest:
         polygons = [part for part in shapes if part.geom_type in ("Polygon", "MultiPolygon") and not part.is_empty]
         if not polygons:
             raise ConfigError(f"{uri}: holds no polygon; an area of interest needs at least one")
+        xy = shapely.get_coordinates(polygons)
+        most = (540.0, 90.0) if self.crs.is_geographic else (np.inf, np.inf)
+        is_odd = ~(np.isfinite(xy) & (np.abs(xy) <= most)).all(axis=1)
+        if is_odd.any():
+            x, y = xy[is_odd][0]
+            raise ConfigError(
+                f"{uri}: holds the coordinates {x:g}, {y:g}, which are no place in its CRS, {self.crs.to_string()[:80]}; write it "
+                "again in longitude and latitude (ogr2ogr -t_srs EPSG:4326)"
+            )
         self.geometry = shapely.union_all([shapely.make_valid(polygon) for polygon in polygons])
 
     def on(self, grid: Grid, scene_id: str) -> PixelArea:

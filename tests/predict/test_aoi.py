@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shapely.geometry import box, mapping
 
 from geoseg.config import load_job
-from geoseg.errors import GeoreferenceError
+from geoseg.errors import ConfigError, GeoreferenceError
 from geoseg.predict.aoi import AreaFile, AreaOfInterest
 from geoseg.predict.plan import PIXEL_VERSION
 from geoseg.raster.grid import Grid
@@ -173,6 +173,16 @@ def test_a_polygon_far_away_changes_nothing() -> None:
 def test_windows_see_the_same_area(case: str, size: int) -> None:
     grid, polygon = ON_EDGES[case]
     np.testing.assert_array_equal(inside(area_of(polygon), grid, size), inside(area_of(polygon), grid))
+
+
+@pytest.mark.parametrize(
+    ("x", "crs"),
+    [(500_000.0, None), (float("nan"), None), (float("inf"), "EPSG:32633")],
+    ids=["metres as degrees", "no number", "infinite"],
+)
+def test_coordinates_that_are_none_in_their_crs_are_refused(x: float, crs: str | None) -> None:
+    with pytest.raises(ConfigError, match=r"^area.json: holds the coordinates .*; write it again in longitude"):
+        area_of(box(1, 1, 2, 2), shapely.Polygon([(0, 0), (x, 5), (1, 0)]), crs=crs)
 
 
 def test_edges_of_an_area_in_the_scenes_crs_stay_straight_there() -> None:
