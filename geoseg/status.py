@@ -12,6 +12,7 @@ from geoseg.predict.lease import read_holder
 from geoseg.predict.ledger import BAD
 from geoseg.predict.outcomes import Outcome, held_back, last_outcomes, with_status
 from geoseg.predict.output import Output, list_output
+from geoseg.predict.plan import RunSpec
 from geoseg.predict.publish import StandingItem, read_item
 from geoseg.predict.record import find_record
 from geoseg.raster import store
@@ -221,6 +222,14 @@ def _compare(item: StandingItem, records: list[dict[str, Any]]) -> tuple[tuple[P
         Part(name="settings", published=before.settings, now=now.settings),
         Part(name="area", published=before.aoi, now=now.aoi),
     )
-    if all(part.is_same for part in parts):
+    if all(part.is_same for part in parts) and _by_these_rules(item, run, told):
         return parts, "published, and a run with the last job would leave it as it is"
     return parts, f"published, and a run with the last job would do it again: {', '.join(before.changes_to(now))}"
+
+
+def _by_these_rules(item: StandingItem, run: RunSpec, versions: list[tuple[str, str | None]]) -> bool:
+    """Whether an item's fingerprint follows from its parts; of a stack that lacks dates it does not say which, and it counts."""
+    if len(versions) != run.description.dates:
+        return True
+    kinds = (False, True) if len(versions) == 1 else (True,)
+    return any(run.fingerprint_of(versions, is_stack=is_stack) == item.fingerprint for is_stack in kinds)

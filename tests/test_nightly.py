@@ -19,7 +19,7 @@ from kit.scenes import write_scene
 from geoseg.cli import main
 from geoseg.errors import NothingReadableError, OutputHeldError
 from geoseg.nightly import run_nightly, run_retry
-from geoseg.predict import ledger
+from geoseg.predict import ledger, plan
 from geoseg.predict.index import read_index
 from geoseg.predict.lease import Lease
 from geoseg.predict.record import RunReport, read_record
@@ -154,6 +154,19 @@ def test_a_mask_beside_a_scene_and_an_area_count_too(
     assert reasons(again(15.2)) == {"00": ["settings changed"], "01": ["settings changed"]}
     store.delete([f"{root}/in/00.tif.msk"])
     assert reasons(again(15.2)) == {"00": ["source changed"]}
+
+
+def test_masks_that_an_area_cut_are_made_again_by_new_rules_and_it_is_said(
+    bundles: tuple[Path, Path], pixels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(tmp_path)
+    put(root, pixels, "00")
+    cut = {"predict": {"aoi": area(root, 15.1)}}
+    night(root, bundles[0], **cut)
+    assert "leave it as it is" in explain_scene(f"{root}/out", "00").verdict
+    monkeypatch.setattr(plan, "AREA_VERSION", 0)
+    assert "do it again: geoseg changed" in explain_scene(f"{root}/out", "00").verdict
+    assert reasons(night(root, bundles[0], **cut)) == {"00": ["geoseg changed"]}
 
 
 @pytest.mark.parametrize(("score", "stands"), [(None, True), (4.0, True), (6.0, False)])

@@ -28,6 +28,7 @@ from geoseg.raster.window import ACROSS, Window, num_windows, plan_windows
 from geoseg.raster.work import WorkGrid, near_work_grid, work_grid
 
 PIXEL_VERSION = 1
+AREA_VERSION = 2
 RESOLUTION_TOLERANCE = 1.5
 MAX_ENLARGEMENT = 4.0
 _WINDOWS = (1024, 2048, 4096)
@@ -120,6 +121,8 @@ class NetworkSpec:
             "settings": self.config.pixel_settings(),
             "aoi": self.area.sha256 if self.area else None,
         }
+        if self.area is not None:
+            told["aoi_version"] = AREA_VERSION
         if mask_etag is not None:
             told["mask"] = mask_etag
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

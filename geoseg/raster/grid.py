@@ -101,18 +101,28 @@ class Grid:
             return None
         return np.array([lon, lat])
 
-    def outline_lonlat(self) -> list[tuple[float, float]] | None:
-        """The footprint's ring in degrees, each edge in 20 steps, longitudes continuous (they may pass 180).
+    def outline(self, margin: tuple[float, float] = (0.0, 0.0)) -> tuple[list[float], list[float]]:
+        """Columns and rows of the corners and of 19 points on each edge, in turn, the first not repeated.
 
-        None when a part of the edge has no longitude and latitude (another body, a full disk seen from space).
+        ``margin`` is how many columns and rows outside the edges they lie.
         """
         along = np.linspace(0, 1, _EDGE_POINTS)
-        corners = [(0, 0), (0, self.height), (self.width, self.height), (self.width, 0), (0, 0)]
+        left, right = -margin[0], self.width + margin[0]
+        top, bottom = -margin[1], self.height + margin[1]
+        corners = [(left, top), (left, bottom), (right, bottom), (right, top), (left, top)]
         cols: list[float] = []
         rows: list[float] = []
         for (col, row), (next_col, next_row) in itertools.pairwise(corners):
             cols += list(col + along[:-1] * (next_col - col))
             rows += list(row + along[:-1] * (next_row - row))
+        return cols, rows
+
+    def outline_lonlat(self) -> list[tuple[float, float]] | None:
+        """The footprint's ring in degrees, each edge in 20 steps, longitudes continuous (they may pass 180).
+
+        None when a part of the edge has no longitude and latitude (another body, a full disk seen from space).
+        """
+        cols, rows = self.outline()
         lonlat = self.to_lonlat(cols, rows)
         if lonlat is None or not np.isfinite(lonlat).all():
             return None
