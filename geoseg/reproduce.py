@@ -285,11 +285,9 @@ def _remarks(claim: _Claim) -> Iterator[str]:
         yield "the mask was made in bfloat16, in which this device does not compute: single pixels may have another class"
 
 
-def _precision(claim: _Claim) -> Precision | None:
-    """In which numbers to make the mask again; None for what this device takes."""
-    if "bfloat16" not in claim.precisions:
-        return "float32"
-    return "bfloat16" if natural_precision(torch.device(default_device())) == "bfloat16" else None
+def _precision(claim: _Claim) -> Precision:
+    """In which numbers to make the mask again: those it was made in, float32 where this device does not compute in them."""
+    return natural_precision(torch.device(default_device())) if "bfloat16" in claim.precisions else "float32"
 
 
 def _processor() -> str:
