@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from kit.scenes import noise, tiny_bundle, write_scene
 import geoseg
 from geoseg.config import load_job
 from geoseg.errors import SceneChangedError
+from geoseg.predict.check import check_scene
 from geoseg.predict.plan import PIXEL_VERSION, RunSpec, plan_scene
 from geoseg.predict.publish import publish_scene
 from geoseg.predict.reading import Task
@@ -39,12 +41,12 @@ def put_mask(scene: Path, num_rows: int) -> None:
     write_scene(scene.with_name(scene.name + ".msk"), valid)
 
 
-def run_for(scene: Path) -> RunSpec:
+def run_for(scene: Path, **predict: Any) -> RunSpec:
     values = {
         "scenes": [str(scene)],
         "out": str(scene.parent / "out"),
         "bundle": tiny_bundle(scene.parent / "bundle"),
-        "predict": {"sidecar_mask": True},
+        "predict": {"sidecar_mask": True, **predict},
     }
     return make_run_spec(load_job(None, values))
 
@@ -89,3 +91,19 @@ def test_a_scene_without_a_mask_beside_it_keeps_its_fingerprint(scene: Path) -> 
     }
     assert run.fingerprint("etag") == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     assert len({run.fingerprint("etag"), run.fingerprint("etag", "1"), run.fingerprint("etag", "2")}) == 3
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+@pytest.mark.parametrize("kind", ["an internal mask", "a mask beside it", "an alpha band", ""])
+def test_of_what_says_which_pixels_are_valid_check_names_what_counts(
+    kind: str, nodata: int | None, tmp_path: Path
+) -> None:
+    """All of them have a nodata tag and an alpha band, but for the last, which has a tag alone."""
+    profile: dict[str, Any] = {"nodata": 5, **({"photometric": "rgb", "ALPHA": "YES"} if kind else {})}
+    valid = np.ones((40, 50), np.bool_) if kind == "an internal mask" else None
+    path = write_scene(tmp_path / "scene.tif", noise(4 if kind else 3, 40, 50), valid=valid, **profile)
+    if kind == "a mask beside it":
+        put_mask(path, 10)
+    told = check_scene(SceneRef("scene", str(path)), run_for(path, nodata=nodata)).text
+    wanted = ", ".join([*([kind] if kind else []), *(["nodata 5"] if not kind else ["nodata 7"] if nodata else [])])
+    assert f"valid by {wanted}\n" in told
