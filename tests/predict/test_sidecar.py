@@ -16,7 +16,7 @@ import geoseg
 from geoseg.config import load_job
 from geoseg.errors import SceneChangedError
 from geoseg.predict.check import check_scene
-from geoseg.predict.plan import PIXEL_VERSION, RunSpec, plan_scene
+from geoseg.predict.plan import RunSpec, plan_scene
 from geoseg.predict.publish import publish_scene
 from geoseg.predict.reading import Task
 from geoseg.predict.worker import Worker
@@ -79,11 +79,17 @@ def test_a_mask_that_is_replaced_during_a_run_is_noticed_at_the_end(scene: Path)
         publish_scene(run, plan)
 
 
-def test_a_scene_without_a_mask_beside_it_keeps_its_fingerprint(scene: Path) -> None:
-    """What was published before masks beside scenes had a say must not be done again."""
-    run = run_for(scene)
+@pytest.mark.parametrize(("nodata", "version"), [(None, 1), (0.0, 2)])
+def test_a_scene_without_a_mask_beside_it_keeps_its_fingerprint(
+    nodata: float | None, version: int, scene: Path
+) -> None:
+    """What was published before masks beside scenes had a say must not be done again; with a nodata value it must.
+
+    Such a value did not count beside a mask then.
+    """
+    run = run_for(scene, nodata=nodata)
     told = {
-        "version": PIXEL_VERSION,
+        "version": version,
         "input": "etag",
         "bundle": run.bundle_digest,
         "settings": run.config.pixel_settings(),
