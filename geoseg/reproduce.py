@@ -12,6 +12,7 @@ import json
 import platform
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -43,6 +44,7 @@ from geoseg.predict.parts import part_uri
 from geoseg.predict.plan import RunSpec, ScenePlan, plan_scene
 from geoseg.predict.predictor import default_device
 from geoseg.predict.publish import ITEM_NAME
+from geoseg.predict.rasters import PublishedRaster, further_rasters, mask_raster
 from geoseg.predict.reading import Task, WindowDone
 from geoseg.predict.verify import file_fault
 from geoseg.predict.worker import Worker
@@ -57,6 +59,7 @@ from geoseg.run import make_run_spec
 _TOLD_PLACES = 10
 _TOLD_FAILURES = 5
 _MOST_ARRANGEMENTS = 200_000
+_LAYERS = ("probabilities", "uncertainty")
 _HIDDEN = "***"  # of a name that was redacted
 
 
@@ -74,10 +77,10 @@ class Place:
 class Reproduced:
     """What came of it.
 
-    ``windows`` of ``windows_in_all`` were compared, with ``pixels`` in sum, of which ``different`` have another class, and
-    ``probabilities_different`` another probability (None when none are published). ``places`` are the first of those pixels,
-    ``worst`` is the window that has most of them. ``obstacles`` say what is missing to make the mask again, ``remarks`` what else
-    to know. ``made_on`` is the processor.
+    ``windows`` of ``windows_in_all`` were compared, with ``pixels`` in sum, of which ``different`` have another class,
+    ``probabilities_different`` another probability and ``uncertainty_different`` another uncertainty (None when that is not
+    published). ``places`` are the first of those of another class, ``worst`` is the window that has most of them. ``obstacles``
+    say what is missing to make the mask again, ``remarks`` what else to know. ``made_on`` is the processor.
     """
 
     item: str
@@ -87,6 +90,7 @@ class Reproduced:
     different: int = 0
     different_windows: int = 0
     probabilities_different: int | None = None
+    uncertainty_different: int | None = None
     places: tuple[Place, ...] = ()
     worst: Window | None = None
     picture: str = ""
@@ -97,12 +101,17 @@ class Reproduced:
     @property
     def is_equal(self) -> bool:
         """Whether all that was compared is the same."""
-        return not (self.obstacles or self.different or self.probabilities_different)
+        return not (self.obstacles or self.differs)
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything that was compared does not agree."""
+        return bool(self.different or self.probabilities_different or self.uncertainty_different)
 
     @property
     def exit_code(self) -> int:
         """0 equal, 1 different, 3 when something is missing and what could be compared does not differ."""
-        if self.different or self.probabilities_different:
+        if self.differs:
             return 1
         return NothingReadableError.exit_code if self.obstacles else 0
 
@@ -131,6 +140,8 @@ class Reproduced:
             )
         if self.probabilities_different:
             told.append(f"DIFFERENT: {self.probabilities_different} pixels have other probabilities")
+        if self.uncertainty_different:
+            told.append(f"DIFFERENT: {self.uncertainty_different} pixels have another uncertainty")
         if self.is_equal:
             told.append("EQUAL: what was compared is what the item says")
         return told + ([f"picture: {store.redact(self.picture)}"] if self.picture else [])
@@ -138,7 +149,11 @@ class Reproduced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Claim:
-    """What an item says of how its mask was made; ``assets`` are the URIs and the descriptions of its rasters."""
+    """What an item says of how its mask was made.
+
+    ``mask`` is its URI and what the item says of it; ``layers`` are the same of the probabilities and the uncertainty, by key, as
+    far as the settings ask for them.
+    """
 
     uri: str
     out: str
@@ -154,7 +169,7 @@ class _Claim:
     made_by: str
     precisions: tuple[str, ...]
     mask: tuple[str, dict[str, Any]]
-    probabilities: tuple[str, dict[str, Any]] | None
+    layers: dict[str, tuple[str, dict[str, Any]]]
 
 
 def reproduce_item(
@@ -194,7 +209,7 @@ def reproduce_item(
         return replace(told, obstacles=(prepared.sentence,))
     found = prepared.compare(windows, quiet=quiet)
     told = replace(told, **found, remarks=(*told.remarks, *prepared.remarks))
-    if told.different or told.probabilities_different:
+    if told.differs:
         told = replace(told, remarks=(*told.remarks, _OTHER_PROCESSOR))
     if picture is not None and prepared.place is not None:
         store.write(picture, prepared.picture())
@@ -237,6 +252,7 @@ def _parse(uri: str, item: dict[str, Any]) -> _Claim:
         return store.join(folder, str(assets[key]["href"]).removeprefix("./")), assets[key]
 
     model = str(assets["model"]["href"]).removeprefix("../")
+    settings = dict(properties["geoseg:settings"])
     return _Claim(
         uri=uri,
         out=out,
@@ -247,12 +263,12 @@ def _parse(uri: str, item: dict[str, Any]) -> _Claim:
         is_stack=is_stack,
         bundle=str(properties["geoseg:bundle"]["sha256"]),
         bundle_uri=store.join(out, model.rsplit("/", 1)[0]),
-        settings=dict(properties["geoseg:settings"]),
+        settings=settings,
         aoi=str(properties.get("geoseg:aoi_sha256", "")),
         made_by=str(properties["processing:software"]["geoseg"]),
         precisions=tuple(map(str, properties.get("geoseg:precision", ["float32"]))),
         mask=raster("mask"),
-        probabilities=raster("probabilities") if "probabilities" in assets else None,
+        layers={key: raster(key) for key in _LAYERS if settings.get(key)},
     )
 
 
@@ -269,11 +285,9 @@ def _remarks(claim: _Claim) -> Iterator[str]:
         yield "the mask was made in bfloat16, in which this device does not compute: single pixels may have another class"
 
 
-def _precision(claim: _Claim) -> Precision | None:
-    """In which numbers to make the mask again; None for what this device takes."""
-    if "bfloat16" not in claim.precisions:
-        return "float32"
-    return "bfloat16" if natural_precision(torch.device(default_device())) == "bfloat16" else None
+def _precision(claim: _Claim) -> Precision:
+    """In which numbers to make the mask again: those it was made in, float32 where this device does not compute in them."""
+    return natural_precision(torch.device(default_device())) if "bfloat16" in claim.precisions else "float32"
 
 
 def _processor() -> str:
@@ -374,7 +388,7 @@ class _Counts:
     pixels: int = 0
     different: int = 0
     different_windows: int = 0
-    probabilities_different: int = 0
+    layers_different: Counter[str] = field(default_factory=Counter)
     places: list[Place] = field(default_factory=list)
     worst: Window | None = None
     most: int = -1
@@ -397,7 +411,7 @@ class _Comparison:
         self.remarks: list[str] = []
         self.place: tuple[Window, NDArray[np.uint8], NDArray[np.uint8]] | None = None
         self._mask = self._open(claim.mask[0])
-        self._chances = self._open(claim.probabilities[0]) if claim.probabilities else None
+        self._layers = [(one, self._open(claim.layers[one.key][0])) for one in further_rasters(run)]
 
     def _open(self, uri: str) -> SceneReader:
         scene = describe(SceneRef(self.claim.scene_id, uri), ReadOptions())
@@ -429,7 +443,7 @@ class _Comparison:
             "pixels": counts.pixels,
             "different": counts.different,
             "different_windows": counts.different_windows,
-            "probabilities_different": counts.probabilities_different if self._chances else None,
+            **{f"{one.key}_different": counts.layers_different[one.key] for one, _ in self._layers},
             "places": tuple(counts.places),
             "worst": counts.worst,
             "obstacles": tuple(failures),
@@ -444,10 +458,9 @@ class _Comparison:
         return hashlib.sha256(f"{self.claim.scene_id}:{window.row_off}:{window.col_off}".encode()).digest()
 
     def _check_files(self) -> None:
-        for told, one in (("mask", self.claim.mask), ("probabilities", self.claim.probabilities)):
-            if one is not None:
-                sentence, _ = file_fault(*one)
-                self.remarks += [f"the published {told}, {store.redact(one[0])}: {sentence}"] if sentence else []
+        for told, one in {"mask": self.claim.mask, **self.claim.layers}.items():
+            sentence, _ = file_fault(*one)
+            self.remarks += [f"the published {told}, {store.redact(one[0])}: {sentence}"] if sentence else []
 
     def _made(self, windows: list[Window], *, quiet: bool) -> Iterator[WindowDone]:
         status, began = StatusLine(quiet=quiet), time.monotonic()
@@ -466,20 +479,18 @@ class _Comparison:
             worker.close()
 
     def _compare(self, window: Window, counts: _Counts) -> None:
-        """Compare a window whose part lies in memory, and drop the part."""
-        made = self._take("", window, 1)[0]
-        self._count(window, made, counts)
-        if self._chances is not None:
-            again = self._take("probabilities", window, len(self.classes)) if (made != NODATA).any() else None
-            published = self._pixels(self._chances, window, tuple(range(len(self.classes))))
-            differs = (published != (NODATA if again is None else again)).any(axis=0)
-            counts.probabilities_different += int(np.count_nonzero(differs))
+        """Compare a window whose parts lie in memory, and drop them; further layers have none where the mask has no data."""
+        made = self._take(mask_raster(self.run), window)
+        self._count(window, made[0], counts)
+        for one, reader in self._layers:
+            again = self._take(one, window) if (made != NODATA).any() else np.uint8(NODATA)
+            self._count_layer(one, reader, window, again, counts)
 
-    def _take(self, layer: str, window: Window, num_bands: int) -> NDArray[np.uint8]:
-        uri = part_uri(self.run, self.plan, window, layer)
+    def _take(self, raster: PublishedRaster, window: Window) -> NDArray[np.uint8]:
+        uri = part_uri(self.run, self.plan, window, raster.layer)
         _, blocks = unpack_blocks(store.read(uri))
         store.delete([uri])
-        return decode_window(blocks, window, num_bands)
+        return decode_window(blocks, window, raster.profile.num_bands)
 
     def _pixels(self, reader: SceneReader, window: Window, bands: tuple[int, ...]) -> NDArray[np.uint8]:
         read = reader.read(window, bands)
@@ -500,8 +511,19 @@ class _Comparison:
             counts.most, counts.worst = len(rows), window
             self.place = _worst_block(window, published, made)
 
+    def _count_layer(
+        self,
+        raster: PublishedRaster,
+        reader: SceneReader,
+        window: Window,
+        made: NDArray[np.uint8] | np.uint8,
+        counts: _Counts,
+    ) -> None:
+        published = self._pixels(reader, window, tuple(range(raster.profile.num_bands)))
+        counts.layers_different[raster.key] += int(np.count_nonzero((published != made).any(axis=0)))
+
     def _compare_outside(self, windows: list[Window], counts: _Counts) -> None:
-        """The windows that hold nothing: the published mask must have no data there."""
+        """The windows that hold nothing: what is published must have no data there."""
         seen = WindowSet()
         for window in windows:
             seen.add(window.row_off, window.col_off)
@@ -509,6 +531,8 @@ class _Comparison:
         for window in plan_windows(grid.height, grid.width, self.plan.window, across=self.plan.across):
             if not seen.has(window.row_off, window.col_off):
                 self._count(window, np.full((window.height, window.width), NODATA, np.uint8), counts)
+                for one, layer in self._layers:
+                    self._count_layer(one, layer, window, np.uint8(NODATA), counts)
 
     def picture(self) -> bytes:
         """A PNG of the place that differs most: image, published, made again, and what differs."""

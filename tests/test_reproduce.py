@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kit.nights import job
 from kit.oracle import seeded_bundle
 from kit.scenes import noise, write_scene
 from PIL import Image
+from rasterio.enums import ColorInterp
 
 from geoseg.cli import main
 from geoseg.config import load_job
@@ -52,7 +54,7 @@ def change(uri: str, rows: slice, cols: slice, value: int, bands: slice = slice(
     """Change pixels of a published raster by hand; how many of one band are others now."""
     with rasterio.MemoryFile(store.read(uri)) as memory, memory.open() as dataset:
         profile, whole = dataset.profile, dataset.read()
-        colors = dataset.colormap(1) if dataset.count == 1 else None
+        colors = dataset.colormap(1) if dataset.colorinterp[0] == ColorInterp.palette else None
     before = whole.copy()
     whole[bands, rows, cols] = value
     with rasterio.MemoryFile() as memory:
@@ -64,23 +66,41 @@ def change(uri: str, rows: slice, cols: slice, value: int, bands: slice = slice(
     return int((before != whole).any(axis=0).sum())
 
 
+def watched(call: Callable[..., Any], note: Callable[[Any], None]) -> Callable[..., Any]:
+    """Return the call, with its first argument noted each time."""
+
+    def watching(first: Any, *rest: Any, **named: Any) -> Any:
+        note(first)
+        return call(first, *rest, **named)
+
+    return watching
+
+
 def again(root: str, **how: Any) -> Reproduced:
     return reproduce_item(item_uri(root), quiet=True, **how)
 
 
-def test_what_was_published_comes_out_again(root: str, bundles: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_was_published_comes_out_again(
+    root: str, bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = set[str]()
+    monkeypatch.setattr(store, "write", watched(store.write, kept.add))
+    monkeypatch.setattr(store, "delete", watched(store.delete, kept.difference_update))
     pixels = noise(3, 40, 1100)
     pixels[:, :, 512:1024] = 0  # a window without data
-    publish(root, bundles[0], tmp_path, pixels, probabilities=True)
+    publish(root, bundles[0], tmp_path, pixels, probabilities=True, uncertainty="margin")
+    kept.clear()
     stood = objects(root)
     told = again(root)
     assert (told.is_equal, told.exit_code, told.obstacles, told.remarks) == (True, 0, (), ())
-    assert (told.pixels, told.different, told.probabilities_different) == (40 * 1100, 0, 0)
+    assert (told.pixels, told.different) == (40 * 1100, 0)
+    assert (told.probabilities_different, told.uncertainty_different) == (0, 0)
     assert told.windows == told.windows_in_all
     assert again(root).to_json() == told.to_json()
     assert reproduce_item(f"{root}/out/a", quiet=True) == told
     assert reproduce_item(f"{root}/out/a/", quiet=True) == told
     assert objects(root) == stood, "nothing is written"
+    assert not kept, "nor left in memory"
 
 
 @pytest.mark.parametrize(
@@ -112,7 +132,7 @@ def test_a_change_by_hand_is_found_and_located(
     assert "SHA-256" in verify_output(f"{root}/out").faults[0] or "bytes" in verify_output(f"{root}/out").faults[0]
 
 
-def test_a_class_where_nothing_was_to_be_is_found(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_stands_where_nothing_was_to_be_is_found(bundles: tuple[Path, Path], tmp_path: Path) -> None:
     root = str(tmp_path)
     pixels = noise(3, 40, 2300)
     scene = write_scene(
@@ -120,9 +140,11 @@ def test_a_class_where_nothing_was_to_be_is_found(bundles: tuple[Path, Path], tm
         tiled=True, blockxsize=512, blockysize=512, sparse_ok=True,
     )  # fmt: skip
     store.write(f"{root}/in/a.tif", scene.read_bytes())
-    run_job(job(root, bundles[0], predict={"window": 512}), quiet=True)
+    run_job(job(root, bundles[0], predict={"window": 512, "uncertainty": "entropy"}), quiet=True)
     change(asset(root), slice(30, 31), slice(2200, 2203), 2)
+    change(asset(root, "uncertainty"), slice(30, 31), slice(2200, 2202), 2)
     told = again(root)
+    assert told.uncertainty_different == 2
     assert [(one.row, one.col, one.published, one.made) for one in told.places] == [
         (30, col, "road", "no data") for col in (2200, 2201, 2202)
     ]
@@ -144,13 +166,17 @@ def test_a_sample_is_the_same_each_time(bundles: tuple[Path, Path], tmp_path: Pa
     assert (len(one.remarks), len(again(root).remarks)) == (1, 2), "of a sample the file is not read whole"
 
 
-def test_probabilities_are_compared_too(bundles: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layer", "value"), [("probabilities", True), ("uncertainty", "entropy")])
+def test_further_layers_are_compared_too(layer: str, value: Any, bundles: tuple[Path, Path], tmp_path: Path) -> None:
     root = str(tmp_path)
-    publish(root, bundles[0], tmp_path, probabilities=True)
-    num = change(asset(root, "probabilities"), slice(10, 12), slice(20, 40), 3, slice(1, 2))
+    publish(root, bundles[0], tmp_path, **{layer: value})
+    assert again(root).to_json()[f"{layer}_different"] == 0
+    num = change(asset(root, layer), slice(10, 12), slice(20, 40), 3, slice(0, 1))
+    assert num > 30
     told = again(root)
-    assert (told.different, told.probabilities_different, told.exit_code) == (0, num, 1)
-    assert any("the published probabilities" in remark for remark in told.remarks)
+    assert (told.different, told.to_json()[f"{layer}_different"], told.exit_code, told.is_equal) == (0, num, 1, False)
+    assert any(f"the published {layer}" in remark for remark in told.remarks)
+    assert any(line.startswith(f"DIFFERENT: {num} pixels have") and line.endswith(layer) for line in told.lines())
 
 
 def test_a_source_that_was_replaced_or_is_gone(root: str, bundles: tuple[Path, Path], tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def _seen(scene: Scene) -> str:
     valid = []
     if scene.has_mask:
         valid.append("an internal mask")
-    if scene.mask_etag is not None:
+    elif scene.mask_etag is not None:
         valid.append("a mask beside it")
-    if scene.alpha is not None:
+    elif scene.alpha is not None:
         valid.append("an alpha band")
     if any(value is not None for value in scene.nodata):
         valid.append(f"nodata {', '.join(dict.fromkeys(f'{value:g}' for value in scene.nodata if value is not None))}")

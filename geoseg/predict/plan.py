@@ -29,6 +29,7 @@ from geoseg.raster.work import WorkGrid, near_work_grid, work_grid
 
 PIXEL_VERSION = 1
 AREA_VERSION = 2
+_NODATA_VERSION = 2  # of runs with a nodata value, which counts beside masks since then
 RESOLUTION_TOLERANCE = 1.5
 MAX_ENLARGEMENT = 4.0
 _WINDOWS = (1024, 2048, 4096)
@@ -115,7 +116,7 @@ class NetworkSpec:
         ``mask_etag`` is the version of the mask beside the scene, where there is one.
         """
         told = {
-            "version": PIXEL_VERSION,
+            "version": PIXEL_VERSION if self.config.nodata is None else _NODATA_VERSION,
             "input": etag,
             "bundle": self.bundle_digest,
             "settings": self.config.pixel_settings(),

@@ -30,7 +30,7 @@ from geoseg.raster.window import BLOCK
 class Predictor:
     """A bundle's network, ready to run: batch norm folded, channels last, valid convolutions; one from outside in tiles.
 
-    It computes in ``precision``; where neither that nor the settings say one, in bfloat16 if the device has arithmetic for it
+    It computes in ``precision``, whatever the settings say; where neither says one, in bfloat16 if the device has arithmetic for it
     and the network is one of ours. float32 goes without TF32, so that a GPU rounds as a CPU would. Raises ConfigError when
     the device or the network cannot compute so.
     """

@@ -53,7 +53,7 @@ class _Made:
 class Worker:
     """A worker's state: the network on its device and the open scenes. ``run`` takes tasks and tells how each went.
 
-    ``precision`` overrules the device's choice, not the settings' (see ``Predictor``).
+    ``precision`` overrules the settings' and the device's (see ``Predictor``).
     """
 
     def __init__(

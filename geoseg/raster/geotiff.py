@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
@@ -42,7 +42,7 @@ from geoseg.errors import (
 from geoseg.raster import store, tiff
 from geoseg.raster.grid import Grid
 from geoseg.raster.raster import Raster
-from geoseg.raster.scene import Scene, SceneRef, mask_uri
+from geoseg.raster.scene import ALPHA, Scene, SceneRef, mask_uri
 from geoseg.raster.window import Window
 
 MAX_BLOCK_BYTES = 64 << 20
@@ -70,8 +70,9 @@ _RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 class ReadOptions:
     """What the user adds to what a file says of itself.
 
-    ``assume_crs`` is taken for a scene without a CRS (never instead of one), ``nodata`` for one without a nodata tag;
-    ``sidecar_mask`` allows the file ``<scene>.msk`` to say which pixels are valid.
+    ``assume_crs`` is taken for a scene without a CRS (never instead of one), ``nodata`` for one without a nodata tag that counts:
+    beside a mask or an alpha band no tag does, and this value marks further pixels. ``sidecar_mask`` allows the file
+    ``<scene>.msk`` to say which pixels are valid; a file with a mask of its own needs none.
     """
 
     assume_crs: str | None = None
@@ -475,20 +476,20 @@ def _describe(ref: SceneRef, info: store.ObjectInfo, options: ReadOptions) -> Sc
     shape = geotiff.levels()[0]
     with geotiff.header() as dataset:
         dtype = _one_dtype(dataset)
-        tagged = dataset.nodatavals
-        if options.nodata is not None:
-            tagged = tuple(options.nodata if value is None else value for value in tagged)
-        mask_etag = _mask_etag(ref.uri, geotiff, dataset, options)
+        mask_etag = None if geotiff.masks else _mask_etag(ref.uri, options)
+        bands, tags = _band_names(dataset), dataset.nodatavals
+        told_otherwise = bool(geotiff.masks) or mask_etag is not None or ALPHA in bands
         return Scene(
             id=ref.id,
             uri=ref.uri,
             etag=info.etag,
             size=info.size,
             grid=_grid(dataset, shape, options),
-            bands=_band_names(dataset),
+            bands=bands,
             dtype=dtype,
             levels=geotiff.levels() if mask_etag is None else (shape,),
-            nodata=tagged,
+            nodata=tuple(options.nodata if value is None or told_otherwise else value for value in tags),
+            nodata_tags=tags,
             has_mask=bool(geotiff.masks),
             mask_etag=mask_etag,
             block_shape=geotiff.full.block_shape,
@@ -543,11 +544,8 @@ def _grid(dataset: Any, shape: tuple[int, int], options: ReadOptions) -> Grid:
     return Grid(crs.to_wkt(), (t.a, t.b, t.c, t.d, t.e, t.f), *shape)
 
 
-def _mask_etag(uri: str, geotiff: GeoTiff, dataset: Any, options: ReadOptions) -> str | None:
-    """The version of the mask beside a file that says nothing itself of which pixels are valid, if there is one."""
-    flags = {flag for band in dataset.mask_flag_enums for flag in band}
-    if geotiff.masks or flags & {MaskFlags.alpha, MaskFlags.nodata}:
-        return None
+def _mask_etag(uri: str, options: ReadOptions) -> str | None:
+    """The version of the mask beside a file, if there is one: as for GDAL it counts before an alpha band and a nodata tag."""
     try:
         if not store.exists(mask_uri(uri)):
             return None
@@ -614,8 +612,8 @@ class SceneReader:
     def read(self, window: Window, bands: tuple[int, ...], *, level: int = 0) -> Raster:
         """Pixels and validity of a window inside the level.
 
-        A pixel is valid unless the mask, the alpha band, the nodata value (in every band), NaN (in any band) or a block
-        that the file does not hold says otherwise. When a mask says that nothing is, no pixel is read: they are 0.
+        A pixel is valid unless the mask, the alpha band where there is no mask, the nodata value (in every band), NaN (in any
+        band) or a block that the file does not hold says otherwise. When a mask says that nothing is, no pixel is read: they are 0.
         """
         box = self._box(window, level)
         with _speaking_of(self.scene.id):
@@ -665,13 +663,13 @@ class SceneReader:
     ) -> npt.NDArray[np.bool_]:
         if valid is None:
             valid = np.ones(pixels.shape[1:], np.bool_)
-            values = [self.scene.nodata[band] for band in bands]
-            if any(value is not None for value in values):
-                data = [
-                    ~_is_nodata(band, value) if value is not None else np.ones(band.shape, np.bool_)
-                    for band, value in zip(pixels, values, strict=True)
-                ]
-                valid = np.logical_or.reduce(data)
+        values = [self.scene.nodata[band] for band in bands]
+        if any(value is not None for value in values):
+            data = [
+                ~_is_nodata(band, value) if value is not None else np.ones(band.shape, np.bool_)
+                for band, value in zip(pixels, values, strict=True)
+            ]
+            valid = valid & np.logical_or.reduce(data)
         if pixels.dtype.kind == "f":
             valid = valid & np.isfinite(pixels).all(axis=0)
         return self._without_unstored(valid, level, box)

@@ -17,6 +17,7 @@ from geoseg.raster.versions import Versions
 
 _SUFFIXES = (".tif", ".tiff", ".gtiff", ".cog")
 _MAX_ID = 100
+ALPHA = "alpha"  # the name of a band
 _MAGIC = re.compile(r"[*?\[]")
 _ASSET = re.compile(r"(?:mask|probabilities|uncertainty)-[0-9a-f]{16}\.tif")
 
@@ -46,7 +47,8 @@ class Scene:
 
     ``bands`` names the bands in file order (``red``, ``gray``, ``alpha``, ``undefined`` ...), ``levels`` the sizes
     (row, col) of the full image and then of each overview whose validity is known, ``nodata`` the value of each band
-    that marks no data. ``mask_etag`` is the version of the mask beside it (``mask_uri``), None when there is none.
+    that marks no data, ``nodata_tags`` what the file says of it: beside a mask or an alpha band that does not count.
+    ``mask_etag`` is the version of the mask beside it (``mask_uri``), None when there is none.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Scene:
     dtype: str
     levels: tuple[tuple[int, int], ...]
     nodata: tuple[float | None, ...]
+    nodata_tags: tuple[float | None, ...]
     has_mask: bool
     mask_etag: str | None
     block_shape: tuple[int, int]
@@ -66,7 +69,7 @@ class Scene:
     @cached_property
     def alpha(self) -> int | None:
         """Place of the alpha band (from 0), if there is one."""
-        return self.bands.index("alpha") if "alpha" in self.bands else None
+        return self.bands.index(ALPHA) if ALPHA in self.bands else None
 
     def band_indexes(self, wanted: tuple[str, ...], chosen: tuple[int, ...] | None) -> tuple[int, ...]:
         """Places (from 0) of the bands called ``wanted``, or ``chosen`` (from 1, as people count) instead.
@@ -86,7 +89,7 @@ class Scene:
                 )
             return tuple(band - 1 for band in chosen)
         if any(self.bands.count(name) != 1 for name in wanted):
-            kept = tuple(name for name in self.bands if name != "alpha")
+            kept = tuple(name for name in self.bands if name != ALPHA)
             if len(wanted) == len(kept) == 1:
                 return (self.bands.index(kept[0]),)
             first = ",".join(str(1 + index % max(1, len(kept))) for index in range(len(wanted)))

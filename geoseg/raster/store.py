@@ -297,9 +297,9 @@ def _walk_folder(folder: str) -> Iterator[ObjectInfo]:
                 continue  # a link to nowhere, or a file that is being written
 
 
-def read(uri: str, *, max_bytes: int | None = None) -> bytes:
+def read(uri: str) -> bytes:
     """All bytes of a (small) object. Raises as ``read_version`` does."""
-    return read_version(uri, max_bytes=max_bytes)[0]
+    return read_version(uri)[0]
 
 
 def read_version(uri: str, *, max_bytes: int | None = None) -> tuple[bytes, Version]:

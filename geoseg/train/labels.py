@@ -513,7 +513,7 @@ def _find_raster(config: LabelConfig, scene: Scene, classes: Sequence[str], area
         raise LabelError(f"{told}: has {len(file.bands)} bands, labels are one; take it with gdal_translate -b 1")
     _check_place(file.grid, scene.grid, told)
     unlabelled = config.unlabelled
-    nodata = file.nodata[0]
+    nodata = file.nodata_tags[0]
     if nodata is not None and not any(nodata in values for values in config.values.values()):
         if nodata == 0 and 0 not in unlabelled:
             raise LabelError(

@@ -108,6 +108,20 @@ def test_it_is_made_again_as_it_was_made(precision: str | None, scene: Path, bun
     assert not again.remarks
 
 
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_what_was_made_in_bfloat16_is_made_again_where_there_is_none(
+    precision: str | None, scene: Path, bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geoseg.model.precision._computes_bfloat16", lambda _: True)
+    predict(scene, tmp_path / "out", bundle, precision=precision)
+    assert properties(tmp_path / "out")["geoseg:precision"] == ["bfloat16"]
+    monkeypatch.setattr("geoseg.model.precision._computes_bfloat16", lambda _: False)
+    again = reproduce_item(str(tmp_path / "out" / "a"), quiet=True)
+    assert (again.obstacles, again.windows) == ((), again.windows_in_all)
+    assert again.different < again.pixels / 100
+    assert "bfloat16, in which this device does not compute" in again.remarks[0]
+
+
 def test_an_item_from_before_was_made_in_float32(scene: Path, bundle: str, tmp_path: Path) -> None:
     predict(scene, tmp_path / "out", bundle, precision="float32")
     path = tmp_path / "out" / "a" / "item.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from kit.scenes import noise, tiny_bundle, write_scene
 import geoseg
 from geoseg.config import load_job
 from geoseg.errors import SceneChangedError
-from geoseg.predict.plan import PIXEL_VERSION, RunSpec, plan_scene
+from geoseg.predict.check import check_scene
+from geoseg.predict.plan import RunSpec, plan_scene
 from geoseg.predict.publish import publish_scene
 from geoseg.predict.reading import Task
 from geoseg.predict.worker import Worker
@@ -39,12 +41,12 @@ def put_mask(scene: Path, num_rows: int) -> None:
     write_scene(scene.with_name(scene.name + ".msk"), valid)
 
 
-def run_for(scene: Path) -> RunSpec:
+def run_for(scene: Path, **predict: Any) -> RunSpec:
     values = {
         "scenes": [str(scene)],
         "out": str(scene.parent / "out"),
         "bundle": tiny_bundle(scene.parent / "bundle"),
-        "predict": {"sidecar_mask": True},
+        "predict": {"sidecar_mask": True, **predict},
     }
     return make_run_spec(load_job(None, values))
 
@@ -77,11 +79,17 @@ def test_a_mask_that_is_replaced_during_a_run_is_noticed_at_the_end(scene: Path)
         publish_scene(run, plan)
 
 
-def test_a_scene_without_a_mask_beside_it_keeps_its_fingerprint(scene: Path) -> None:
-    """What was published before masks beside scenes had a say must not be done again."""
-    run = run_for(scene)
+@pytest.mark.parametrize(("nodata", "version"), [(None, 1), (0.0, 2)])
+def test_a_scene_without_a_mask_beside_it_keeps_its_fingerprint(
+    nodata: float | None, version: int, scene: Path
+) -> None:
+    """What was published before masks beside scenes had a say must not be done again; with a nodata value it must.
+
+    Such a value did not count beside a mask then.
+    """
+    run = run_for(scene, nodata=nodata)
     told = {
-        "version": PIXEL_VERSION,
+        "version": version,
         "input": "etag",
         "bundle": run.bundle_digest,
         "settings": run.config.pixel_settings(),
@@ -89,3 +97,19 @@ def test_a_scene_without_a_mask_beside_it_keeps_its_fingerprint(scene: Path) -> 
     }
     assert run.fingerprint("etag") == hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     assert len({run.fingerprint("etag"), run.fingerprint("etag", "1"), run.fingerprint("etag", "2")}) == 3
+
+
+@pytest.mark.parametrize("nodata", [None, 7])
+@pytest.mark.parametrize("kind", ["an internal mask", "a mask beside it", "an alpha band", ""])
+def test_of_what_says_which_pixels_are_valid_check_names_what_counts(
+    kind: str, nodata: int | None, tmp_path: Path
+) -> None:
+    """All of them have a nodata tag and an alpha band, but for the last, which has a tag alone."""
+    profile: dict[str, Any] = {"nodata": 5, **({"photometric": "rgb", "ALPHA": "YES"} if kind else {})}
+    valid = np.ones((40, 50), np.bool_) if kind == "an internal mask" else None
+    path = write_scene(tmp_path / "scene.tif", noise(4 if kind else 3, 40, 50), valid=valid, **profile)
+    if kind == "a mask beside it":
+        put_mask(path, 10)
+    told = check_scene(SceneRef("scene", str(path)), run_for(path, nodata=nodata)).text
+    wanted = ", ".join([*([kind] if kind else []), *(["nodata 5"] if not kind else ["nodata 7"] if nodata else [])])
+    assert f"valid by {wanted}\n" in told

@@ -23,6 +23,7 @@ from geoseg.errors import SceneChangedError, SceneReadError, SceneTooCostlyError
 from geoseg.raster import geotiff, store, tiff
 from geoseg.raster.geotiff import ReadOptions, SceneReader, describe
 from geoseg.raster.scene import Scene, SceneRef
+from geoseg.raster.stack import StackReader
 from geoseg.raster.window import Window
 
 HEIGHT, WIDTH = 151, 133
@@ -327,16 +328,53 @@ def with_mask_beside(path: Path, valid: np.ndarray[Any, np.dtype[np.bool_]], **p
     return path
 
 
-def test_a_mask_beside_a_scene_counts_at_full_size_and_leaves_no_overview(tmp_path: Path) -> None:
-    path = write_scene(tmp_path / "a.tif", noise(3, HEIGHT, WIDTH), overviews=(2,), **TILED)
+@pytest.mark.parametrize("kind", ["nothing", "nodata", "alpha"])
+def test_a_mask_beside_a_scene_counts_at_full_size_and_leaves_no_overview(kind: str, tmp_path: Path) -> None:
+    """Before what else the scene says of its validity, as for GDAL."""
+    profile = {"nodata": {"nodata": 7}, "alpha": {"photometric": "rgb", "ALPHA": "YES"}}.get(kind, {})
+    pixels = noise(4 if kind == "alpha" else 3, HEIGHT, WIDTH)
+    path = write_scene(tmp_path / "a.tif", pixels, overviews=(2,), **TILED, **profile)
     valid = holes(HEIGHT, WIDTH)
     with_mask_beside(path, valid, overviews=(2,))
+    with pytest.raises(SceneReadError, match=r"the file a\.tif\.msk beside it says .* allow it with --sidecar-mask"):
+        scene_at(path)
     scene = scene_at(path, sidecar_mask=True)
     assert scene.levels == ((HEIGHT, WIDTH),)
     window = Window(3, 5, WIDTH - 9, HEIGHT - 7)
     reader = SceneReader(scene)
     for found in (reader.read(window, (0, 1, 2)).valid, reader.read_valid(window, (0, 1, 2))):
         assert_array_equal(found, valid[5:-2, 3:-6])
+
+
+@pytest.mark.parametrize("tag", [None, 7], ids=["untagged", "tagged"])
+@pytest.mark.parametrize("kind", ["mask", "alpha", "beside"])
+def test_a_nodata_value_counts_beside_a_mask_where_it_is_asked_for(kind: str, tag: int | None, tmp_path: Path) -> None:
+    """The value of a tag does not, as GDAL has it."""
+    by_mask = holes(HEIGHT, WIDTH)
+    by_value = np.roll(by_mask, 31, axis=0)
+    pixels = noise(4 if kind == "alpha" else 3, HEIGHT, WIDTH, seed=1)
+    pixels[:3, ~by_value] = 7
+    profile: dict[str, Any] = {**TILED, "nodata": tag}
+    if kind == "alpha":
+        pixels[3] = 255 * by_mask
+        profile |= {"photometric": "rgb", "ALPHA": "YES"}
+    path = write_scene(tmp_path / "a.tif", pixels, valid=by_mask if kind == "mask" else None, overviews=(2,), **profile)
+    if kind == "beside":
+        with_mask_beside(path, by_mask)
+    for nodata, wanted in ((None, by_mask), (7, by_mask & by_value)):
+        scene = scene_at(path, nodata=nodata, sidecar_mask=kind == "beside")
+        assert len(scene.levels) == (1 if kind == "beside" else 2)
+        reader, bands = SceneReader(scene), (0, 1, 2)
+        stack = StackReader((scene, None, scene))
+        for window in windows_of(HEIGHT, WIDTH):
+            here = wanted[window.row_off : window.row_end, window.col_off : window.col_end]
+            assert_array_equal(reader.read(window, bands).valid, here)
+            assert_array_equal(reader.read_valid(window, bands), here)
+            assert_array_equal(stack.read_valid(window, bands), here)
+        for level, (height, width) in enumerate(scene.levels[1:], 1):
+            found = reader.read(Window(0, 0, width, height), bands, level=level)
+            assert nodata is None or not found.valid[(found.pixels == 7).all(axis=0)].any()
+            assert 0 < found.valid.mean() < 1
 
 
 def told_by(error: pytest.ExceptionInfo[Exception]) -> str:

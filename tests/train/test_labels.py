@@ -257,9 +257,10 @@ def test_what_the_file_marks_as_no_data_is_unlabelled(marked: str, tmp_path: Pat
     assert np.array_equal(found == UNLABELLED, unknown)
 
 
-def test_a_nodata_value_of_0_must_be_explained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("valid", [None, np.ones(SHAPE, np.bool_)], ids=["alone", "beside a mask"])
+def test_a_nodata_value_of_0_must_be_explained(valid: npt.NDArray[np.bool_] | None, tmp_path: Path) -> None:
     scene = make_scene(tmp_path)
-    write_labels(tmp_path, patches(values=(0, 1)), nodata=0)
+    write_labels(tmp_path, patches(values=(0, 1)), nodata=0, valid=valid)
     with pytest.raises(LabelError, match=r"nodata value is 0, .* unlabelled = \[0\] or values = \{background = \[0\]"):
         find(scene, RASTER)
     for told, code in (
