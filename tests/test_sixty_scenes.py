@@ -33,8 +33,12 @@ def other_bundle(uri: str) -> str:
 
 
 def results(bucket: str) -> dict[str, str]:
-    """ETag of each object of the output, without the records of runs."""
-    return {info.uri: info.etag for info in store.walk(f"s3://{bucket}/masks/") if "/_geoseg/runs/" not in info.uri}
+    """ETag of each object of the output, without the records of runs and the lease."""
+    return {
+        info.uri: info.etag
+        for info in store.walk(f"s3://{bucket}/masks/")
+        if "/_geoseg/runs/" not in info.uri and not info.uri.endswith("/_geoseg/lease.json")
+    }
 
 
 def test_three_nights_and_a_new_bundle(bucket: str, tmp_path: Path) -> None:
