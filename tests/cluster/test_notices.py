@@ -26,6 +26,8 @@ from geoseg.cluster import notices
 from geoseg.cluster.notices import Metadata, Notice, drain_node, watch_notices
 from geoseg.errors import StopError
 
+NUM_SCENES = 40  # enough that the run is at work when the notice is heard
+
 
 def notice_in(seconds: float) -> str:
     at = datetime.now(timezone.utc) + timedelta(seconds=seconds)
@@ -126,7 +128,7 @@ def test_a_node_that_gets_a_notice_takes_no_new_task_and_nothing_is_lost_with_it
     cluster: Cluster, service: MetadataService, tmp_path: Path
 ) -> None:
     bundle, out = tiny_bundle(tmp_path / "bundle"), tmp_path / "out"
-    for index in range(10):
+    for index in range(NUM_SCENES):
         write_scene(tmp_path / "in" / f"s{index:02}.tif", noise(3, 1500, 600, seed=index))
     settings = {"bundle": bundle, "window": 512}
     geoseg.predict(str(tmp_path / "in"), str(tmp_path / "calm"), engine="local", **settings)
@@ -158,7 +160,7 @@ def test_a_node_that_gets_a_notice_takes_no_new_task_and_nothing_is_lost_with_it
         watch.kill()
     assert "this node is drained" in str(told["watch"])
     assert watch.returncode == 0
-    assert told["before"] < 10, "the node must go while the run is at work"
+    assert told["before"] < NUM_SCENES, "the node must go while the run is at work"
     assert leaving.node_id not in told["nodes"], "no new task comes to a node that is drained"
     assert report.exit_code == 0, report.scenes
     assert digests(out) == digests(tmp_path / "calm")
