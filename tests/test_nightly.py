@@ -19,10 +19,10 @@ from kit.scenes import write_scene
 from geoseg.cli import main
 from geoseg.errors import NothingReadableError, OutputHeldError
 from geoseg.nightly import run_nightly, run_retry
-from geoseg.predict import ledger, plan
+from geoseg.predict import ledger, outcomes, plan
 from geoseg.predict.index import read_index
 from geoseg.predict.lease import Lease
-from geoseg.predict.record import RunReport, read_record
+from geoseg.predict.record import RunReport, find_record, read_record
 from geoseg.predict.selection import select
 from geoseg.predict.sources import list_job
 from geoseg.predict.verify import verify_output
@@ -251,7 +251,7 @@ def test_a_record_that_cannot_be_read_stops_no_night(
 
 
 def test_a_night_of_other_sources_hides_no_scene_that_is_to_be_tried_again(
-    root: str, bundles: tuple[Path, Path], pixels: Any
+    root: str, bundles: tuple[Path, Path], pixels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(root, pixels, *FIRST[:2])
     store.write(f"{root}/in/bad.tif", b"no image")
@@ -262,7 +262,11 @@ def test_a_night_of_other_sources_hides_no_scene_that_is_to_be_tried_again(
         assert output_status(f"{root}/out").refused == 1
     assert reasons(night(root, bundles[0])) == {"bad": ["retried"]}
     store.write(f"{root}/in/bad.tif", pixels(9))
-    night(root, bundles[0])
+    with monkeypatch.context() as patch:
+        asked = []
+        patch.setattr(outcomes, "find_record", lambda *run: asked.append(run) or find_record(*run))
+        night(root, bundles[0])
+    assert len(asked) == 1, "the last night of these sources tells all that this one wants to know"
     night(root, bundles[0], scenes=[f"{root}/elsewhere/"])
     assert output_status(f"{root}/out").refused == 0
     assert run_retry(f"{root}/out", quiet=True) is None

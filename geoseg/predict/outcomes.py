@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from geoseg.config import Job
@@ -53,10 +54,9 @@ def last_outcomes(output: Output, *, of: Job | None = None) -> dict[str, Outcome
     removed: set[str] = set()
     past: list[dict[str, Any]] = []
     wanted = _sources(store.redacted(of.model_dump(mode="json"))) if of is not None else None
-    for run_id in output.runs[-_RUNS_TO_SEARCH:][::-1]:
-        if wanted in past:
-            break
-        record = find_record(output.root, run_id)
+    last = output.runs[-_RUNS_TO_SEARCH:][::-1]
+    find = partial(find_record, output.root)
+    for record in map(find, last) if wanted else store.in_parallel(find, last):  # of one job the first mostly tells all
         if record is None or _sources(record["job"]) in past:
             continue
         for scene in record["scenes"]:
@@ -65,6 +65,8 @@ def last_outcomes(output: Output, *, of: Job | None = None) -> dict[str, Outcome
         removed |= {gone["id"] for gone in record["gone"] if gone["removed"]}
         if record["kind"] == _ALL_SCENES and not record["left"]:
             past.append(_sources(record["job"]))
+            if past[-1] == wanted:
+                break
     return dict(sorted(found.items()))
 
 
